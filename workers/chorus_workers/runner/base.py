@@ -1,0 +1,97 @@
+"""What the engine knows of a runner: one batch in, the sampled tokens out.
+
+A runner owns the weights, the KV memory and the sampler. It is told where to read and write: each request has a *slot*
+(its ring of window-layer KV, and nothing else, is addressed by it) and a *block table* (its pages of full-attention
+KV). A runner keeps no other state about a request: a step's batch says everything it needs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chorus_workers.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerInfo:
+    """What a loaded runner can hold. Counts are per engine, not per shard."""
+
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    num_slots: int
+    max_batched_tokens: int
+    num_shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """Ask for a token after a chunk's last position."""
+
+    params: SamplingParams
+    # Prompt and generated tokens so far, in order; len(all_token_ids) is the position of the token to be drawn.
+    all_token_ids: Sequence[int]
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceChunk:
+    """The next tokens of one request: those at positions start, start + 1, ..."""
+
+    request_id: str
+    slot: int
+    start: int
+    token_ids: Sequence[int]
+    # Pages of full-attention KV, in order; they hold at least start + len(token_ids) positions.
+    block_table: Sequence[int]
+    # None while the chunk doesn't reach the last known token.
+    sample: SampleRequest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's work. Decode chunks (one token) and prefill chunks may be mixed; no request appears twice."""
+
+    chunks: Sequence[SequenceChunk]
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A drawn token. Log probabilities are natural logarithms of the distribution after bias and penalties, before
+    temperature and truncation; `top` is ordered from the most likely down, and holds `num_top_logprobs` entries."""
+
+    token_id: int
+    logprob: float | None = None
+    top: Sequence[tuple[int, float]] = ()
+    # The logits were not finite: the request must end, alone; token_id means nothing.
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One entry for each chunk, in the batch's order; None where no token was asked for."""
+
+    sampled: Sequence[SampledToken | None]
+
+
+class Runner(ABC):
+    """Runs the model on batches. Not thread-safe: the engine's loop is its only caller."""
+
+    @property
+    @abstractmethod
+    def info(self) -> RunnerInfo: ...
+
+    @abstractmethod
+    def run(self, batch: Batch) -> StepResult:
+        """Computes the chunks, writes their KV, and samples where asked.
+
+        Errors: RunnerError when the device or another shard is lost; the engine can't go on then.
+        """
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class RunnerError(Exception):
+    """The runner can't compute any more; every request of its engine must move to another worker."""
