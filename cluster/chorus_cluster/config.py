@@ -1,0 +1,267 @@
+"""The configuration of a cluster: a strict YAML file, checked once, frozen from there on.
+
+Every class is a section of the file; a field's comment is its documentation. Unknown keys, wrong types and values
+out of range raise `ConfigError`, which names the key's path and, for an unknown one, the nearest that exists.
+`read_environment` is the one place that reads the process's environment.
+"""
+
+import dataclasses
+import difflib
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+# Strict leaf by leaf: strict as a whole would refuse mappings where sections are meant.
+Count = Annotated[int, Field(strict=True, ge=1)]
+Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
+Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Period = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Switch = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(strict=True, min_length=1)]
+_STRICT = ConfigDict(extra="forbid")
+
+
+class ConfigError(ValueError):
+    """The configuration can't be used; the message names the key and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    # A checkpoint's folder, or "demo": the model inside the package.
+    path: Text = "demo"
+    # What clients call it. Unset: the folder's name; chorus-demo for the demo model.
+    name: Text | None = None
+
+    @property
+    def served_name(self) -> str:
+        if self.name is not None:
+            return self.name
+        return "chorus-demo" if self.path == "demo" else Path(self.path).resolve().name
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    replicas: Count = 1
+    # Open HTTP and gRPC requests of one replica; more are answered 429.
+    max_ongoing_requests: Count = 4096
+    # CPUs that Ray reserves for a replica; it may use more or less.
+    num_cpus: Amount = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class KvConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    # Tokens of a page of full-attention KV.
+    block_size: Count = 16
+    # Pages of an engine. Unset: what the memory holds.
+    num_blocks: Count | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    # Answer tokens that a request is taken to cost, where its own limit is not lower.
+    expected_output_tokens: Count = 512
+    # Seconds between the load reports of a worker.
+    stats_period_s: Period = 0.5
+    # Workers that one request may be sent to, one after the other, when they refuse it or die.
+    max_attempts: Count = 4
+    # Requests that one gateway may have waiting for a worker; more are answered 429.
+    max_waiting: Count = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    replicas: Count = 1
+    # Devices (or processes, on CPUs) that one engine is spread over.
+    shards: Count = 1
+    # Most tokens of prompt and answer. Unset: what the checkpoint says.
+    max_model_len: Count | None = None
+    # Requests that an engine runs at once.
+    max_num_seqs: Count = 32
+    # Tokens of one engine step.
+    max_batched_tokens: Count = 512
+    # Requests that may wait in an engine; more are answered 429.
+    max_queued_requests: Count = 128
+    # Tokens after the first are sent at most this often.
+    merge_interval_s: Amount = 0.015
+    # The worker's own EngineService port. Unset: any free one.
+    grpc_port: Port | None = None
+    # Threads of the CPU runner. Unset: it decides.
+    num_threads: Count | None = None
+    # CPUs and GPUs that Ray reserves for a worker (for each shard, if it has several).
+    num_cpus: Amount = 1.0
+    num_gpus: Amount = 0.0
+    # Seconds that running requests get to finish when a worker is stopped.
+    drain_timeout_s: Amount = 30.0
+    kv: KvConfig = field(default_factory=KvConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class AppConfig:
+    """What the Serve application is made of; also the `args` of a Serve config file."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    # The address to listen on, for HTTP and gRPC. 0.0.0.0: every interface.
+    host: Text = "127.0.0.1"
+    port: Port = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    port: Port = 9000
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlaneConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    # HAProxy in front of the gateways, instead of Serve's own proxy.
+    haproxy: Switch = True
+    # Serve's throughput flags: handlers on the replica's event loop, gRPC between replicas.
+    throughput_optimized: Switch = True
+
+
+@dataclass(frozen=True, slots=True)
+class RayConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    # A running cluster to join. Unset: one of our own, on this machine, that ends with the command.
+    address: Text | None = None
+    # CPUs that our own cluster claims to have. Unset: what the deployments ask for.
+    num_cpus: Count | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig(AppConfig):
+    """The file that `chorus serve --config` reads."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    http: HttpConfig = field(default_factory=HttpConfig)
+    grpc: GrpcConfig = field(default_factory=GrpcConfig)
+    data_plane: DataPlaneConfig = field(default_factory=DataPlaneConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    @property
+    def app(self) -> AppConfig:
+        return AppConfig(model=self.model, gateway=self.gateway, workers=self.workers, routing=self.routing)
+
+
+ConfigT = TypeVar("ConfigT", bound=AppConfig)
+
+
+def parse(values: object, schema: type[ConfigT]) -> ConfigT:
+    """Checks a mapping (of YAML or of a Serve config's args) against a schema.
+
+    Errors: ConfigError naming every key at fault.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"the configuration must be a mapping of sections, not {type(values).__name__}")
+    try:
+        return TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        problems = [_describe(schema, details) for details in error.errors(include_url=False)]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def load(path: Path | None, overrides: Mapping[str, object]) -> ClusterConfig:
+    """The file's configuration (defaults without one), with dotted overrides such as `{"http.port": 8080}` on top.
+
+    Errors: ConfigError if the file can't be read, is not YAML or doesn't fit the schema.
+    """
+    values: object = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"can't read {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        values = {} if values is None else values
+    try:
+        if not isinstance(values, dict):
+            return parse(values, ClusterConfig)
+        for dotted, value in overrides.items():
+            _put(values, dotted.split("."), value)
+        return parse(values, ClusterConfig)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}" if path is not None else str(error)) from None
+
+
+def to_mapping(config: AppConfig) -> dict[str, Any]:
+    """The mapping that `parse` makes an equal configuration from: plain values, fit for a Serve config's args."""
+    return dataclasses.asdict(config)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What we take from the process's environment."""
+
+    # CHORUS_URL: where `chorus chat` finds the server.
+    url: str | None
+    # CHORUS_LOG_LEVEL: of the gateways and workers.
+    log_level: str
+
+
+def read_environment(environ: Mapping[str, str] = os.environ) -> Environment:
+    return Environment(url=environ.get("CHORUS_URL") or None, log_level=environ.get("CHORUS_LOG_LEVEL") or "INFO")
+
+
+def _put(values: dict[Any, Any], path: list[str], value: object) -> None:
+    *sections, key = path
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            return  # Not a section: the schema says so with the right path.
+        values = inner
+    values[key] = value
+
+
+def _describe(schema: type, details: Any) -> str:
+    location = [str(part) for part in details["loc"]]
+    path = ".".join(location)
+    if details["type"] != "unexpected_keyword_argument":
+        return f"{path}: {_lower_first(details['msg'])} (found {details['input']!r})"
+    known = _keys_at(schema, location[:-1])
+    nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(known)}"
+    return f"{path}: unknown key; {hint}"
+
+
+def _keys_at(schema: type, path: list[str]) -> list[str]:
+    """The keys of the section at a path of section names."""
+    for name in path:
+        schema = typing.get_type_hints(schema)[name]
+    return [f.name for f in dataclasses.fields(schema)]
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+
+from chorus_cluster.config import AppConfig, ClusterConfig, ConfigError, load, parse, read_environment, to_mapping
+
+
+def test_defaults_serve_the_demo_model_on_the_usual_ports() -> None:
+    config = load(None, {})
+    assert config.model.served_name == "chorus-demo"
+    assert (config.http.host, config.http.port, config.grpc.port) == ("127.0.0.1", 8000, 9000)
+    assert config.data_plane.haproxy and config.data_plane.throughput_optimized
+
+
+def test_the_file_is_read_and_flags_win(tmp_path: Path) -> None:
+    file = tmp_path / "chorus.yaml"
+    file.write_text(
+        "model: {path: /models/mine}\nhttp: {port: 8080}\nworkers:\n  replicas: 3\n  kv: {num_blocks: 64}\n"
+    )
+    config = load(file, {"http.port": 8081, "grpc.port": 9001})
+    assert config.model.served_name == "mine"
+    assert config.http.port == 8081
+    assert config.grpc.port == 9001
+    assert config.workers.replicas == 3
+    assert config.workers.kv.num_blocks == 64
+
+
+def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "chorus.yaml"
+    file.write_text("# nothing yet\n")
+    assert load(file, {}) == ClusterConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("workers: {replica: 2}", "workers.replica: unknown key; did you mean 'replicas'?"),
+        ("worker: {replicas: 2}", "worker: unknown key; did you mean 'workers'?"),
+        ("workers: {kv: {blocksize: 8}}", "workers.kv.blocksize: unknown key; did you mean 'block_size'?"),
+        ("http: {zzz: 1}", "http.zzz: unknown key; known here: host, port"),
+        ("http: {port: '8000'}", "http.port: input should be a valid integer (found '8000')"),
+        ("http: {port: 70000}", "http.port: input should be less than or equal to 65535 (found 70000)"),
+        ("workers: {replicas: 0}", "workers.replicas: input should be greater than or equal to 1 (found 0)"),
+        ("workers: {replicas: true}", "workers.replicas: input should be a valid integer (found True)"),
+        ("workers: {merge_interval_s: .inf}", "workers.merge_interval_s: input should be a finite number"),
+        ("- 1", "must be a mapping of sections, not list"),
+        ("model: [", "is not valid YAML"),
+    ],
+)
+def test_a_bad_file_is_refused_by_the_key_s_name(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "chorus.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(file, {})
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "chorus.yaml"
+    file.write_text("http: {prot: 1}\nworkers: {replicas: no}\n")
+    with pytest.raises(ConfigError, match=r"(?s)http\.prot.*workers\.replicas|workers\.replicas.*http\.prot"):
+        load(file, {})
+
+
+def test_a_flag_under_something_that_is_no_section_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    file = tmp_path / "chorus.yaml"
+    file.write_text("http: 8000\n")
+    with pytest.raises(ConfigError, match="http: "):
+        load(file, {"http.port": 8080})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"can't read .*nowhere\.yaml: No such file"):
+        load(tmp_path / "nowhere.yaml", {})
+
+
+def test_a_serve_config_s_args_take_the_application_s_sections_only() -> None:
+    assert parse({"workers": {"replicas": 2}}, AppConfig).workers.replicas == 2
+    with pytest.raises(ConfigError, match="http: unknown key; known here: model, gateway, workers, routing"):
+        parse({"http": {"port": 1}}, AppConfig)
+
+
+def test_a_configuration_survives_the_way_through_a_mapping() -> None:
+    config = load(None, {"workers.kv.block_size": 8, "model.name": "mine"})
+    assert parse(to_mapping(config), ClusterConfig) == config
+    assert parse(to_mapping(config.app), AppConfig) == config.app
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    assert read_environment({"CHORUS_URL": "http://there:1"}).url == "http://there:1"
+    assert read_environment({"CHORUS_URL": ""}).url is None
+    assert read_environment({}).log_level == "INFO"
