@@ -1,0 +1,52 @@
+import asyncio
+import os
+
+import pytest
+from tests.unit.worker.conftest import BODY, PREFIX, STOP
+
+from chorus_protos.v1 import engine_pb2
+from chorus_workers.engine.stream import EngineDeadError
+from chorus_workers.worker import Worker
+
+STOPPING = engine_pb2.SamplingParams(stop_token_ids=[STOP], seed=1)
+
+
+async def collect(worker: Worker, request: engine_pb2.GenerateRequest) -> list[engine_pb2.GenerateResponse]:
+    return [response async for response in worker.generate(request)]
+
+
+async def test_an_answer_comes_first_token_first_then_merged(worker: Worker) -> None:
+    responses = await collect(
+        worker, engine_pb2.GenerateRequest(request_id="a", prompt_token_ids=[1, 2], max_tokens=50, sampling=STOPPING)
+    )
+    token_ids = [token_id for response in responses for token_id in response.token_ids]
+    assert token_ids == [*PREFIX, *[BODY] * 8, STOP]
+    assert list(responses[0].token_ids) == [PREFIX[0]]
+    assert responses[0].queue_time_s > 0
+    assert len(responses) <= 6
+    assert [response.finish_reason for response in responses[:-1]] == [0] * (len(responses) - 1)
+    assert responses[-1].finish_reason == engine_pb2.FINISH_REASON_STOP
+
+
+async def test_an_invalid_request_is_refused_by_name(worker: Worker) -> None:
+    (response,) = await collect(worker, engine_pb2.GenerateRequest(request_id="a"))
+    assert response.refusal.reason == engine_pb2.REFUSAL_REASON_INVALID_ARGUMENT
+    assert response.refusal.field == "prompt_token_ids"
+
+
+async def test_the_death_of_the_engine_process_ends_every_stream_and_fails_health(worker: Worker) -> None:
+    requests = [engine_pb2.GenerateRequest(request_id=str(i), prompt_token_ids=[1]) for i in range(3)]
+    streams = [worker.generate(request) for request in requests]
+    for stream in streams:
+        await anext(stream)
+    await worker.check_health()
+    os.kill(worker._engine.pid, 9)
+    for stream in streams:
+        with pytest.raises(EngineDeadError):
+            async with asyncio.timeout(5):
+                async for _ in stream:
+                    pass
+    with pytest.raises(EngineDeadError):
+        await worker.check_health()
+    (response,) = await collect(worker, requests[0])
+    assert response.refusal.reason == engine_pb2.REFUSAL_REASON_UNAVAILABLE

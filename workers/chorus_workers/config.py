@@ -1,0 +1,63 @@
+"""How one worker is set up. The cluster's configuration is checked there and turned into this once."""
+
+from dataclasses import dataclass
+
+FAKE_MODEL_PREFIX = "fake:"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Settings of one worker (one engine, one or more shards).
+
+    Errors: ValueError naming the field and what would be right.
+    """
+
+    # "demo", or the path of a checkpoint's folder. "fake:{json}" runs a FakeRunner: for tests and benchmarks only.
+    model: str = "demo"
+    # The name clients ask for.
+    served_model_name: str = "chorus-demo"
+    # Most tokens of prompt and answer together. None: what the model allows.
+    max_model_len: int | None = None
+    # Positions in a page of full-attention KV.
+    block_size: int = 16
+    # Pages of full-attention KV. None: what fits into memory.
+    num_kv_blocks: int | None = None
+    # Requests running at once.
+    max_num_seqs: int = 32
+    # Tokens computed in one step, over all requests.
+    max_batched_tokens: int = 512
+    # Requests waiting beyond the running ones; the next one is refused as OVERLOADED.
+    max_queued_requests: int = 256
+    num_shards: int = 1
+    # A stream's tokens after the first are merged into at most one message in this time, in seconds.
+    merge_interval_s: float = 0.015
+    # Port of the worker's own EngineService. None: off. 0: any free one.
+    grpc_port: int | None = None
+    # CPU threads of the runner. None: what the runner takes.
+    num_threads: int | None = None
+    # Name of the Ray actor that gathers metrics. None: they are not pushed.
+    metrics_actor: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError('model is empty: give "demo" or the path of a checkpoint')
+        _at_least("block_size", self.block_size, 1)
+        _at_least("max_num_seqs", self.max_num_seqs, 1)
+        _at_least("max_queued_requests", self.max_queued_requests, 0)
+        _at_least("num_shards", self.num_shards, 1)
+        _at_least("max_model_len", self.max_model_len, 2)
+        _at_least("num_kv_blocks", self.num_kv_blocks, 1)
+        _at_least("num_threads", self.num_threads, 1)
+        _at_least("grpc_port", self.grpc_port, 0)
+        if self.max_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_batched_tokens is {self.max_batched_tokens}: it must be at least max_num_seqs "
+                f"({self.max_num_seqs}), so that every running request can decode in every step"
+            )
+        if not 0 <= self.merge_interval_s <= 1:
+            raise ValueError(f"merge_interval_s is {self.merge_interval_s}: it must be between 0 and 1 seconds")
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{name} is {value}: it must be at least {least}")

@@ -1,0 +1,67 @@
+"""The engine: schedule, run, commit."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from chorus_workers.engine.kv_cache import KVCacheManager
+from chorus_workers.engine.output import StepOutput
+from chorus_workers.engine.request import GenerationRequest, Refused
+from chorus_workers.engine.scheduler import Scheduler, SchedulerLimits
+from chorus_workers.engine.stats import EngineLoad, EngineStats
+from chorus_workers.runner.base import Runner, RunnerInfo, StepResult
+
+
+class Engine:
+    """Continuous batching over a runner. Not thread-safe; does no I/O but what the runner does.
+
+    `clock` returns seconds; deadlines and arrival times are on it.
+    """
+
+    def __init__(self, runner: Runner, *, max_queued_requests: int, clock: Callable[[], float]) -> None:
+        info = runner.info
+        self.stats = EngineStats()
+        self._runner = runner
+        self._kv = KVCacheManager(num_blocks=info.num_blocks, block_size=info.block_size, num_slots=info.num_slots)
+        limits = SchedulerLimits(
+            max_model_len=info.max_model_len,
+            max_num_seqs=info.num_slots,
+            max_batched_tokens=info.max_batched_tokens,
+            max_queued_requests=max_queued_requests,
+        )
+        self._scheduler = Scheduler(limits, self._kv, self.stats, clock)
+
+    @property
+    def has_requests(self) -> bool:
+        return self._scheduler.has_requests
+
+    @property
+    def info(self) -> RunnerInfo:
+        """The runner's, with max_model_len as what the KV memory allows a request to have."""
+        return replace(self._runner.info, max_model_len=self._scheduler.max_model_len)
+
+    def add(self, request: GenerationRequest) -> None:
+        """Admits a request, or puts its refusal into the next step's output."""
+        try:
+            self._scheduler.add(request)
+        except Refused as refused:
+            self._scheduler.refuse(request.request_id, refused.refusal)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request, whose memory is free on return. An unknown id is not an error: it may just have ended."""
+        self._scheduler.abort(request_id)
+
+    def step(self) -> StepOutput:
+        """Runs one step, if there is anything to run. Errors: RunnerError; the engine can't go on then."""
+        batch = self._scheduler.schedule()
+        result = self._runner.run(batch) if batch.chunks else StepResult(())
+        return self._scheduler.commit(batch, result)
+
+    def load(self) -> EngineLoad:
+        return self._scheduler.load()
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless all accounts agree: queues, requests, pages, slots."""
+        self._scheduler.check_integrity()
+
+    def close(self) -> None:
+        self._runner.close()

@@ -1,0 +1,313 @@
+"""Which tokens are computed in the next step.
+
+There are no phases: every request has tokens it knows and a count of those whose KV is computed, and a step gives each
+running request some of the difference. Requests with one token to go (decode) come first; what is left of the token
+budget goes to those with more (prefill, in chunks), then to waiting ones. So a long prompt never stops the others.
+
+A request is admitted with pages for all the tokens it knows, in order of priority and arrival. As answers grow, pages
+may run out: then the request that came last gives up its KV and waits to be computed again. Its tokens stay, and random
+numbers depend on the position alone, so its answer doesn't change.
+"""
+
+import math
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chorus_workers.engine.kv_cache import KVCacheManager
+from chorus_workers.engine.output import StepOutput, TokenLogprobs
+from chorus_workers.engine.request import FinishReason, GenerationRequest, Refusal, RefusalReason, Refused, Request
+from chorus_workers.engine.stats import EngineLoad, EngineStats
+from chorus_workers.runner.base import Batch, SampledToken, SampleRequest, SequenceChunk, StepResult
+
+# Share of the pages kept free when a request is admitted beside others, for these to grow into.
+_RESERVED_SHARE = 0.01
+_RATE_SMOOTHING = 0.1
+_RETRY_AFTER_RANGE_S = (0.1, 60.0)
+# What a refused client is told while no throughput has been seen.
+_DEFAULT_RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """See WorkerConfig for the fields."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_batched_tokens: int
+    max_queued_requests: int
+
+
+class Scheduler:
+    """Owns every request from admission to its end. Not thread-safe."""
+
+    def __init__(
+        self, limits: SchedulerLimits, kv: KVCacheManager, stats: EngineStats, clock: Callable[[], float]
+    ) -> None:
+        """`clock` returns seconds; deadlines and arrival times are on it."""
+        self._limits = limits
+        self._max_model_len = min(limits.max_model_len, kv.capacity)
+        self._kv = kv
+        self._stats = stats
+        self._clock = clock
+        self._requests: dict[str, Request] = {}
+        # Both in order of (priority, arrival).
+        self._running: list[Request] = []
+        self._waiting: list[Request] = []
+        self._num_admitted = 0
+        # No request's deadline is earlier.
+        self._next_deadline = math.inf
+        self._output = StepOutput()
+        self._scheduled_at = 0.0
+        self._tokens_per_s = 0.0
+        self._last_commit = -math.inf
+
+    @property
+    def has_requests(self) -> bool:
+        return bool(self._requests)
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer: what the model allows, or what the KV memory holds if that is less."""
+        return self._max_model_len
+
+    def add(self, asked: GenerationRequest) -> None:
+        """Admits a request to the queue.
+
+        Errors: Refused, with nothing changed, when the request can never fit, the queue is full, its id is in use, or
+        its deadline has passed.
+        """
+        request = Request(asked, number=self._num_admitted, max_model_len=self._max_model_len)
+        if refusal := self._find_refusal(request):
+            raise Refused(refusal)
+        self._num_admitted += 1
+        self._requests[request.request_id] = request
+        self._stats.num_prompt_tokens += request.num_prompt_tokens
+        self._next_deadline = min(self._next_deadline, request.deadline)
+        insort(self._waiting, request, key=_order)
+        # An earlier attempt may have drawn the last token without the client hearing that it was the last.
+        if request.num_generated_tokens and (reason := request.ending()):
+            self._finish(request, reason)
+
+    def refuse(self, request_id: str, refusal: Refusal) -> None:
+        """Puts a refusal into the next output."""
+        self._stats.refused[refusal.reason.name.lower()] += 1
+        self._output.refused[request_id] = refusal
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request now; its slot and pages are free on return. False if there is none of this id."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return False
+        self._finish(request, FinishReason.ABORT)
+        return True
+
+    def schedule(self) -> Batch:
+        """The next step's work; without chunks if there is none. Requests past their deadline end first."""
+        self._scheduled_at = now = self._clock()
+        if now >= self._next_deadline:
+            self._expire(now)
+        chunks: list[SequenceChunk] = []
+        num_preempted_before = self._stats.num_preemptions
+        self._schedule_decode(chunks)
+        budget = self._limits.max_batched_tokens - len(chunks)
+        budget = self._schedule_prefill(chunks, budget)
+        # Who was preempted now would be the first to be admitted, and others would give way again.
+        if self._stats.num_preemptions == num_preempted_before:
+            self._admit(chunks, budget, now)
+        return Batch(chunks)
+
+    def commit(self, batch: Batch, result: StepResult) -> StepOutput:
+        """Takes in what the runner drew for `batch`, the last one scheduled; returns everything since the last call."""
+        now = self._clock()
+        gaps: dict[float, int] = {}
+        num_tokens = 0
+        for chunk, sampled in zip(batch.chunks, result.sampled, strict=True):
+            request = self._requests[chunk.request_id]
+            request.num_computed_tokens += len(chunk.token_ids)
+            num_tokens += len(chunk.token_ids)
+            if sampled is None:
+                continue
+            if request.last_token_time is not None:
+                gaps[request.last_token_time] = gaps.get(request.last_token_time, 0) + 1
+            self._append(request, sampled, now)
+        for last_token_time, count in gaps.items():
+            self._stats.inter_token_latency.observe(now - last_token_time, count)
+        if batch.chunks:
+            self._observe_step(now, len(batch.chunks), num_tokens)
+        output, self._output = self._output, StepOutput()
+        return output
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_outstanding_tokens=sum(request.num_outstanding_tokens for request in self._requests.values()),
+            kv_usage=self._kv.usage,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless queues, requests, pages and slots agree."""
+        if len(self._running) + len(self._waiting) != len(self._requests):
+            raise AssertionError("a request is neither running nor waiting, or both")
+        if any(request.kv is not None or request.num_computed_tokens for request in self._waiting):
+            raise AssertionError("a waiting request holds KV memory")
+        if len(self._running) > self._limits.max_num_seqs:
+            raise AssertionError("more requests run than may")
+        handles = [request.kv for request in self._running if request.kv is not None]
+        if len(handles) != len(self._running):
+            raise AssertionError("a running request holds no KV memory")
+        self._kv.check_integrity(handles)
+
+    def _find_refusal(self, request: Request) -> Refusal | None:
+        invalid = RefusalReason.INVALID_ARGUMENT
+        if request.request_id in self._requests:
+            return Refusal(invalid, "a request of this id is running already", field="request_id")
+        if request.deadline <= self._clock():
+            return Refusal(RefusalReason.DEADLINE, "the deadline had passed on arrival", field="deadline_unix_s")
+        if request.num_prompt_tokens >= self._max_model_len:
+            message = (
+                f"the prompt has {request.num_prompt_tokens} tokens, which leaves no room for an answer: both together "
+                f"may have {self._max_model_len}"
+            )
+            return Refusal(invalid, message, field="prompt_token_ids")
+        if len(self._requests) >= self._limits.max_num_seqs + self._limits.max_queued_requests:
+            retry_after_s = self._estimate_retry_after()
+            return Refusal(RefusalReason.OVERLOADED, "the worker's queue is full", retry_after_s=retry_after_s)
+        return None
+
+    def _schedule_decode(self, chunks: list[SequenceChunk]) -> None:
+        """One token for each running request that lacks just one. There is budget for all: see WorkerConfig."""
+        index = 0
+        while index < len(self._running):
+            request = self._running[index]
+            if request.num_uncomputed_tokens == 1:
+                if not self._make_room(request):
+                    return
+                chunks.append(_chunk(request, 1))
+            index += 1
+
+    def _schedule_prefill(self, chunks: list[SequenceChunk], budget: int) -> int:
+        """Chunks for running requests that lack more than one token; returns what is left of the budget."""
+        for request in self._running:
+            if budget == 0:
+                break
+            if request.num_uncomputed_tokens > 1:
+                budget -= self._prefill(request, chunks, budget)
+        return budget
+
+    def _admit(self, chunks: list[SequenceChunk], budget: int, now: float) -> None:
+        reserve = math.ceil(self._kv.num_blocks * _RESERVED_SHARE)
+        while budget > 0 and self._waiting and len(self._running) < self._limits.max_num_seqs:
+            request = self._waiting[0]
+            handle = self._kv.allocate(request.token_ids, reserve=reserve if self._running else 0)
+            if handle is None:
+                return
+            del self._waiting[0]
+            request.kv = handle
+            request.num_computed_tokens = handle.num_cached_tokens
+            insort(self._running, request, key=_order)
+            if not request.started:
+                request.started = True
+                queue_time = now - request.arrival_time
+                self._stats.queue_time.observe(queue_time)
+                self._output.started[request.request_id] = (queue_time, handle.num_cached_tokens)
+            budget -= self._prefill(request, chunks, budget)
+
+    def _prefill(self, request: Request, chunks: list[SequenceChunk], budget: int) -> int:
+        num_tokens = min(budget, request.num_uncomputed_tokens)
+        chunks.append(_chunk(request, num_tokens))
+        self._stats.num_prefill_tokens += num_tokens
+        return num_tokens
+
+    def _make_room(self, request: Request) -> bool:
+        """Gets a page for the request's next token, if it needs one, from whoever came last. False if that is itself.
+
+        Only decode takes pages, and goes through requests in order, so a victim is not in the batch yet.
+        """
+        assert request.kv is not None
+        while not self._kv.grow(request.kv, len(request.token_ids)):
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self._running.remove(request)
+        self._release(request)
+        request.num_computed_tokens = 0
+        insort(self._waiting, request, key=_order)
+        self._stats.num_preemptions += 1
+
+    def _append(self, request: Request, sampled: SampledToken, now: float) -> None:
+        """Takes in a drawn token, and ends the request if it is the last."""
+        if sampled.failed:
+            self._finish(request, FinishReason.ERROR, "the model's logits were not finite")
+            return
+        if request.last_token_time is None:
+            self._stats.time_to_first_token.observe(now - request.arrival_time)
+        request.last_token_time = now
+        request.token_ids.append(sampled.token_id)
+        self._stats.num_generated_tokens += 1
+        output = self._output
+        if sampled.logprob is not None:
+            output.logprobs[len(output.token_ids)] = TokenLogprobs(sampled.logprob, sampled.top)
+        output.request_ids.append(request.request_id)
+        output.token_ids.append(sampled.token_id)
+        if reason := request.ending():
+            self._finish(request, reason)
+
+    def _expire(self, now: float) -> None:
+        for request in [request for request in self._requests.values() if request.deadline <= now]:
+            self._finish(request, FinishReason.DEADLINE)
+        self._next_deadline = min((request.deadline for request in self._requests.values()), default=math.inf)
+
+    def _finish(self, request: Request, reason: FinishReason, message: str = "") -> None:
+        (self._waiting if request.kv is None else self._running).remove(request)
+        self._release(request)
+        del self._requests[request.request_id]
+        self._stats.finished[reason.name.lower()] += 1
+        self._output.finished[request.request_id] = (reason, message)
+
+    def _release(self, request: Request) -> None:
+        if request.kv is not None:
+            self._kv.free(request.kv)
+            request.kv = None
+
+    def _observe_step(self, now: float, num_requests: int, num_tokens: int) -> None:
+        self._stats.step_time.observe(now - self._scheduled_at)
+        self._stats.batch_requests.observe(num_requests)
+        self._stats.batch_tokens.observe(num_tokens)
+        elapsed = now - max(self._scheduled_at, self._last_commit)
+        self._last_commit = now
+        if elapsed > 0:
+            smoothing = _RATE_SMOOTHING if self._tokens_per_s else 1.0
+            self._tokens_per_s += smoothing * (num_tokens / elapsed - self._tokens_per_s)
+
+    def _estimate_retry_after(self) -> float:
+        """Seconds until a place is likely to be free: the mean time between two requests' ends, at the present rate."""
+        if not self._tokens_per_s:
+            return _DEFAULT_RETRY_AFTER_S
+        load = self.load()
+        estimate = load.num_outstanding_tokens / self._tokens_per_s / len(self._requests)
+        least, most = _RETRY_AFTER_RANGE_S
+        return min(max(estimate, least), most)
+
+
+def _order(request: Request) -> tuple[int, int]:
+    return request.order
+
+
+def _chunk(request: Request, num_tokens: int) -> SequenceChunk:
+    assert request.kv is not None
+    start, end = request.num_computed_tokens, request.num_computed_tokens + num_tokens
+    token_ids = request.token_ids
+    return SequenceChunk(
+        request_id=request.request_id,
+        slot=request.kv.slot,
+        start=start,
+        token_ids=token_ids[start:end],
+        block_table=request.kv.block_table,
+        sample=SampleRequest(request.params, token_ids, request.num_prompt_tokens) if end == len(token_ids) else None,
+    )

@@ -1,0 +1,114 @@
+"""The worker: one engine behind protobuf. A plain class, which the cluster wraps as a Serve deployment."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Coroutine
+
+from chorus_protos.v1 import engine_pb2
+from chorus_workers import convert
+from chorus_workers.config import WorkerConfig
+from chorus_workers.engine.client import AsyncEngine
+from chorus_workers.engine.request import Refusal, RefusalReason, Refused
+from chorus_workers.engine.stream import EngineDeadError
+
+logger = logging.getLogger(__name__)
+
+# Time for streams to say that the engine died, before the replica's process ends.
+_LAST_WORDS_S = 0.1
+
+
+class Worker:
+    """Generates tokens for prompts.
+
+    Inside a Serve replica, the replica's process ends as soon as its engine fails, so that Serve starts a new one
+    without waiting for a health check.
+    """
+
+    async def __init__(self, config: WorkerConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        """Loads the model. Errors: EngineStartError, with what is wrong in the checkpoint or the configuration."""
+        self._config = config
+        self._engine = await AsyncEngine.start(config)
+        self._engine.on_death = self._on_engine_death
+
+    async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncIterator[engine_pb2.GenerateResponse]:
+        """Streams the answer; closing the iterator ends the request.
+
+        A refusal is the only message of its stream. Errors: EngineDeadError in the middle of an answer, which another
+        worker can continue.
+        """
+        try:
+            stream = self._engine.submit(convert.request_from_pb(request, self._engine.info))
+        except Refused as refused:
+            yield convert.refusal_to_pb(refused.refusal)
+            return
+        has_begun = False
+        try:
+            while True:
+                chunk = await stream.read()
+                has_begun = True
+                yield convert.chunk_to_pb(chunk)
+                if chunk.finish_reason is not None:
+                    return
+        except Refused as refused:
+            yield convert.refusal_to_pb(refused.refusal)
+        except EngineDeadError:
+            if has_begun:
+                raise
+            yield convert.refusal_to_pb(Refusal(RefusalReason.UNAVAILABLE, "the worker's engine has failed"))
+        finally:
+            stream.close()
+
+    async def abort(self, request: engine_pb2.AbortRequest) -> engine_pb2.AbortResponse:
+        """Ends a running request; its stream ends with FINISH_REASON_ABORT. An unknown id is not an error."""
+        self._engine.abort(request.request_id)
+        return engine_pb2.AbortResponse()
+
+    async def model_info(self, request: engine_pb2.GetModelInfoRequest) -> engine_pb2.ModelInfo:
+        return convert.info_to_pb(self._engine.info, self._config.served_model_name)
+
+    async def load(self, request: engine_pb2.GetLoadRequest) -> engine_pb2.EngineLoad:
+        """How busy the engine is; at most 0.25 s old."""
+        return convert.load_to_pb(self._engine.load)
+
+    def record_routing_stats(self) -> dict[str, float]:
+        """What Serve passes on to request routers."""
+        load = self._engine.load
+        return {
+            "num_running": load.num_running,
+            "num_waiting": load.num_waiting,
+            "num_outstanding_tokens": load.num_outstanding_tokens,
+            "kv_usage": load.kv_usage,
+        }
+
+    async def check_health(self) -> None:
+        """Errors: EngineDeadError."""
+        self._engine.check_health()
+
+    async def shutdown(self) -> None:
+        """Ends the engine process, and every stream that is still open. Serve has drained the replica before."""
+        await self._engine.close()
+
+    def __del__(self) -> Coroutine[None, None, None] | None:
+        """Serve calls this when it stops a replica, and awaits what comes back."""
+        if not hasattr(self, "_engine") or self._engine.is_closed:
+            return None
+        return self.shutdown()
+
+    def _on_engine_death(self, reason: str) -> None:
+        if _is_in_serve_replica():
+            logger.critical("the engine failed, this replica ends: %s", reason)
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, os._exit, 1)
+
+
+def _is_in_serve_replica() -> bool:
+    # A replica's process has imported Serve; no other one need do so for this question.
+    serve = sys.modules.get("ray.serve")
+    if serve is None:
+        return False
+    try:
+        serve.get_replica_context()
+    except serve.exceptions.RayServeException:
+        return False
+    return True
