@@ -1,0 +1,50 @@
+"""Results as tracked JSON lines, each with what one must know to compare it with another."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("ray", "grpcio", "fastapi", "uvicorn", "openai-harmony", "torch")
+
+
+def environment() -> dict[str, object]:
+    """Commit, machine, versions, date, and how busy the machine was."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "machine": f"{_cpu_model()}, {os.cpu_count()} cores",
+        "load_average": round(os.getloadavg()[0], 2),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def append(name: str, row: dict[str, object]) -> None:
+    """Adds a row to benchmarks/results/NAME.jsonl."""
+    path = _ROOT / "benchmarks" / "results" / f"{name}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _git(*arguments: str) -> str:
+    result = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=False)
+    return result.stdout.strip()
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
