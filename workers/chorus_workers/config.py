@@ -33,9 +33,12 @@ class WorkerConfig:
     merge_interval_s: float = 0.015
     # Port of the worker's own EngineService. None: off. 0: any free one.
     grpc_port: int | None = None
+    # The address it listens on. It has no authentication: open it to other hosts only where the network is trusted.
+    grpc_host: str = "127.0.0.1"
     # CPU threads of the runner. None: what the runner takes.
     num_threads: int | None = None
-    # Name of the Ray actor that gathers metrics. None: they are not pushed.
+    # Ray actor that gathers metrics, as "name" or "namespace/name"; once a second it is sent
+    # push(role: str, replica: str, page: str). None: metrics are not pushed.
     metrics_actor: str | None = None
 
     def __post_init__(self) -> None:

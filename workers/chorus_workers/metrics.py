@@ -5,9 +5,11 @@ families when it is asked, so that a token costs nothing here. The four `vllm:` 
 picker reads.
 """
 
+import asyncio
+import logging
 from collections import Counter
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -20,6 +22,12 @@ from prometheus_client.registry import Collector
 
 from chorus_workers.engine.stats import EngineLoad, EngineStats, Histogram
 from chorus_workers.runner.base import RunnerInfo
+
+logger = logging.getLogger(__name__)
+
+_PUSH_INTERVAL_S = 1.0
+# The actor may be started anew under its name.
+_PUSHES_PER_LOOKUP = 10
 
 
 class EngineView(Protocol):
@@ -103,6 +111,34 @@ def build_registry(engine: EngineView, refused_at_edge: Counter[str]) -> Collect
     registry = CollectorRegistry(auto_describe=False)
     registry.register(WorkerCollector(engine, refused_at_edge))
     return registry
+
+
+async def push_forever(actor_name: str, role: str, replica: str, render: Callable[[], str]) -> None:
+    """Sends this replica's page to the named Ray actor once a second, until cancelled.
+
+    Nothing waits for the actor: a page that gets lost is followed by the next one, and an actor that isn't there is
+    looked up again.
+    """
+    actor, num_pushes = None, 0
+    while True:
+        if actor is None or num_pushes % _PUSHES_PER_LOOKUP == 0:
+            actor = await asyncio.to_thread(_find_actor, actor_name)
+        if actor is not None:
+            actor.push.remote(role, replica, render())
+            num_pushes += 1
+        await asyncio.sleep(_PUSH_INTERVAL_S)
+
+
+def _find_actor(name: str) -> Any:
+    """The actor's handle, or None where it is absent or Ray can't say."""
+    import ray
+
+    namespace, _, actor_name = name.rpartition("/")
+    try:
+        return ray.get_actor(actor_name, namespace=namespace or None)
+    except (ValueError, ray.exceptions.RayError) as error:
+        logger.debug("metrics actor %s is not reachable: %s", name, type(error).__name__)
+        return None
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:

@@ -4,7 +4,10 @@ import asyncio
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
+
+from prometheus_client import generate_latest
 
 from chorus_protos.v1 import engine_pb2
 from chorus_workers import convert
@@ -12,11 +15,15 @@ from chorus_workers.config import WorkerConfig
 from chorus_workers.engine.client import AsyncEngine
 from chorus_workers.engine.request import Refusal, RefusalReason, Refused
 from chorus_workers.engine.stream import EngineDeadError
+from chorus_workers.metrics import build_registry, push_forever
+from chorus_workers.servicer import EngineServer
 
 logger = logging.getLogger(__name__)
 
 # Time for streams to say that the engine died, before the replica's process ends.
 _LAST_WORDS_S = 0.1
+# Time for calls on the worker's own port to finish. Serve has drained its own calls before.
+_GRPC_GRACE_S = 5.0
 
 
 class Worker:
@@ -27,10 +34,29 @@ class Worker:
     """
 
     async def __init__(self, config: WorkerConfig) -> None:  # type: ignore[misc]  # Serve awaits it
-        """Loads the model. Errors: EngineStartError, with what is wrong in the checkpoint or the configuration."""
+        """Loads the model and opens the gRPC port.
+
+        Errors: EngineStartError, with what is wrong in the checkpoint or the configuration; RuntimeError if the port
+        can't be had.
+        """
         self._config = config
+        self._server: EngineServer | None = None
+        self._pushing: asyncio.Task[None] | None = None
+        self._refused_at_edge: Counter[str] = Counter()
         self._engine = await AsyncEngine.start(config)
         self._engine.on_death = self._on_engine_death
+        self._registry = build_registry(self._engine, self._refused_at_edge)
+        if config.grpc_port is not None:
+            self._server = await EngineServer.start(self, config.grpc_host, config.grpc_port)
+            logger.info("EngineService listens on %s", self._server.address)
+        if config.metrics_actor is not None:
+            push = push_forever(config.metrics_actor, "worker", _replica_id(), self.metrics_page)
+            self._pushing = asyncio.create_task(push)
+
+    @property
+    def grpc_address(self) -> str | None:
+        """host:port of the worker's own EngineService; None if it is off."""
+        return self._server.address if self._server else None
 
     async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncIterator[engine_pb2.GenerateResponse]:
         """Streams the answer; closing the iterator ends the request.
@@ -41,6 +67,7 @@ class Worker:
         try:
             stream = self._engine.submit(convert.request_from_pb(request, self._engine.info))
         except Refused as refused:
+            self._refused_at_edge[refused.refusal.reason.name.lower()] += 1
             yield convert.refusal_to_pb(refused.refusal)
             return
         has_begun = False
@@ -82,12 +109,20 @@ class Worker:
             "kv_usage": load.kv_usage,
         }
 
+    def metrics_page(self) -> str:
+        """This worker's metrics in Prometheus's text format."""
+        return generate_latest(self._registry).decode()
+
     async def check_health(self) -> None:
         """Errors: EngineDeadError."""
         self._engine.check_health()
 
     async def shutdown(self) -> None:
-        """Ends the engine process, and every stream that is still open. Serve has drained the replica before."""
+        """Closes the port, ends the engine process, and with it every stream that is still open."""
+        if self._pushing is not None:
+            self._pushing.cancel()
+        if self._server is not None:
+            await self._server.stop(_GRPC_GRACE_S)
         await self._engine.close()
 
     def __del__(self) -> Coroutine[None, None, None] | None:
@@ -97,12 +132,15 @@ class Worker:
         return self.shutdown()
 
     def _on_engine_death(self, reason: str) -> None:
-        if _is_in_serve_replica():
+        loop = asyncio.get_running_loop()
+        if self._server is not None:
+            self._last_words = loop.create_task(self._server.set_serving(False))
+        if _in_serve_replica():
             logger.critical("the engine failed, this replica ends: %s", reason)
-            asyncio.get_running_loop().call_later(_LAST_WORDS_S, os._exit, 1)
+            loop.call_later(_LAST_WORDS_S, os._exit, 1)
 
 
-def _is_in_serve_replica() -> bool:
+def _in_serve_replica() -> bool:
     # A replica's process has imported Serve; no other one need do so for this question.
     serve = sys.modules.get("ray.serve")
     if serve is None:
@@ -112,3 +150,11 @@ def _is_in_serve_replica() -> bool:
     except serve.exceptions.RayServeException:
         return False
     return True
+
+
+def _replica_id() -> str:
+    """Serve's id of this replica; outside of Serve, the process's."""
+    if not _in_serve_replica():
+        return str(os.getpid())
+    unique_id: str = sys.modules["ray.serve"].get_replica_context().replica_id.unique_id
+    return unique_id
