@@ -39,7 +39,8 @@ def serve(config: dict[str, dict[str, object]]) -> Iterator[Server]:
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         log = (Path(folder) / "serve.log").open("w+b")
         started_at = time.monotonic()
-        command = [sys.executable, "-m", "chorus_cluster.cli", "serve", "--config", str(path)]
+        main = "from chorus_cluster.cli import main; main()"
+        command = [sys.executable, "-c", main, "serve", "--config", str(path)]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             _wait_until_ready(process, f"http://127.0.0.1:{http}/health", log.name)

@@ -39,7 +39,7 @@ class BatchOptions:
 def batch(
     input_path: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests, in OpenAI's batch format.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the answers go; also the job's journal.")],
-    url: Annotated[str, typer.Option(help="Address of a running server.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(envvar="CHORUS_URL", help="Where the server is.")] = "http://127.0.0.1:8000",
     concurrency: Annotated[int, typer.Option(min=1, max=4096, help="Requests under way at once.")] = 32,
     max_attempts: Annotated[int, typer.Option(min=1, help="Attempts for a row that the server can't take.")] = 12,
     patience: Annotated[float, typer.Option(min=0, help="Seconds to wait for a server that is gone.")] = 300.0,
