@@ -1,0 +1,36 @@
+{{- /* The application's arguments: .Values.config, without the replica counts. Serve starts every replica anew when the
+arguments change, so counts go into `deployments`, which Serve changes in place. */ -}}
+{{- define "chorus.args" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- $_ := set $config "gateway" (omit $config.gateway "replicas") -}}
+{{- $_ := set $config "workers" (omit $config.workers "replicas") -}}
+{{- toYaml $config -}}
+{{- end -}}
+
+{{- /* The Serve config: what KubeRay sends to PUT /api/serve/applications/. */ -}}
+{{- define "chorus.serveConfig" -}}
+# A proxy on every node that holds a replica: any of these pods is a way in.
+proxy_location: EveryNode
+http_options:
+  host: 0.0.0.0
+  port: {{ .Values.ports.http }}
+grpc_options:
+  port: {{ .Values.ports.grpc }}
+  grpc_servicer_functions:
+    - chorus_protos.v1.chat_pb2_grpc.add_ChatServiceServicer_to_server
+    - grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server
+logging_config:
+  encoding: {{ .Values.logging.encoding }}
+  log_level: {{ .Values.logging.level }}
+applications:
+  - name: chorus
+    route_prefix: /
+    import_path: chorus_cluster.app:build
+    args:
+      {{- include "chorus.args" . | nindent 6 }}
+    deployments:
+      - name: Gateway
+        num_replicas: {{ .Values.config.gateway.replicas }}
+      - name: Worker
+        num_replicas: {{ .Values.config.workers.replicas }}
+{{- end -}}

@@ -1,0 +1,128 @@
+"""serveConfigV2: what Ray Serve and the application will be given, checked against both."""
+
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel, TypeAdapter
+from ray.serve.schema import ServeDeploySchema
+from tests.k8s.helm_cli import Helm, Rendered, environment
+
+from chorus_cluster.config import AppConfig, parse
+
+
+def unknown_fields(schema: type[BaseModel], values: dict[str, Any], path: str = "") -> list[str]:
+    """Keys that a (lenient) pydantic model would ignore, with those of the models inside it; mappings are free."""
+    unknown = []
+    for key, value in values.items():
+        field = schema.model_fields.get(key)
+        if field is None:
+            unknown.append(path + key)
+            continue
+        inner = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_model(kind)]
+        for item in value if isinstance(value, list) else [value]:
+            if inner and isinstance(item, dict):
+                unknown += unknown_fields(inner[0], item, f"{path}{key}.")
+    return unknown
+
+
+def is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def application(rendered: Rendered) -> dict[str, Any]:
+    (only,) = rendered.serve_config["applications"]
+    found: dict[str, Any] = only
+    return found
+
+
+def replicas(rendered: Rendered) -> dict[str, int]:
+    return {deployment["name"]: deployment["num_replicas"] for deployment in application(rendered)["deployments"]}
+
+
+def test_serve_accepts_it_and_knows_every_field(rendered: Rendered) -> None:
+    config = rendered.serve_config
+    assert unknown_fields(ServeDeploySchema, config) == []
+    ServeDeploySchema.model_validate(config)
+
+
+def test_the_check_for_unknown_fields_sees_all_levels(defaults: Rendered) -> None:
+    config = defaults.serve_config
+    config["http_option"] = {}
+    config["grpc_options"]["prot"] = 1
+    config["applications"][0]["deployments"][0]["num_replica"] = 1
+    assert sorted(unknown_fields(ServeDeploySchema, config)) == [
+        "applications.deployments.num_replica",
+        "grpc_options.prot",
+        "http_option",
+    ]
+
+
+def test_the_application_accepts_its_args(rendered: Rendered) -> None:
+    parse(application(rendered)["args"], AppConfig)
+
+
+def test_config_reaches_the_application(helm: Helm) -> None:
+    config = {
+        "model": {"path": "/opt/gpt-oss-20b", "name": "house"},
+        "gateway": {"replicas": 3, "max_ongoing_requests": 77, "num_cpus": 0.5},
+        "workers": {
+            "replicas": 2,
+            "shards": 2,
+            "num_gpus": 0.5,
+            "merge_interval_s": 0,
+            "kv": {"num_blocks": 123456789},
+        },
+        "routing": {"stats_period_s": 0.25},
+    }
+    rendered = helm.template({"config": config, "workerGroups.engine.replicas": 2})
+    args = application(rendered)["args"]
+    for section, name in (("gateway", "Gateway"), ("workers", "Worker")):
+        args[section]["replicas"] = replicas(rendered)[name]
+    assert parse(args, AppConfig) == parse(config, AppConfig)
+
+
+def test_scaling_leaves_the_arguments_alone(helm: Helm, defaults: Rendered) -> None:
+    """Serve restarts all replicas of an application whose arguments change."""
+    scaled = helm.template(
+        {"config.gateway.replicas": 5, "config.workers.replicas": 4, "workerGroups.engine.replicas": 4}
+    )
+    assert replicas(scaled) == {"Gateway": 5, "Worker": 4}
+    assert replicas(defaults) == {"Gateway": 2, "Worker": 1}
+    assert application(scaled)["args"] == application(defaults)["args"]
+
+
+def test_values_schema_mirrors_the_configuration(values_schema: dict[str, Any]) -> None:
+    """Key by key, with types and bounds: the chart takes what the application takes."""
+    generated = TypeAdapter(AppConfig).json_schema()
+    ours = values_schema["properties"]["config"]
+    assert flattened(ours, values_schema["$defs"]) == flattened(generated, generated["$defs"])
+
+
+_BOUNDS = ("type", "minimum", "exclusiveMinimum", "maximum")
+
+
+def flattened(schema: dict[str, Any], definitions: dict[str, Any], path: str = "config") -> dict[str, Any]:
+    """The keys of a JSON schema's sections, by path, with what they may hold (null aside: helm has no null)."""
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    if "anyOf" in schema:
+        (schema,) = (choice for choice in schema["anyOf"] if choice != {"type": "null"})
+    if schema["type"] != "object":
+        return {path: {bound: schema[bound] for bound in _BOUNDS if bound in schema}}
+    assert schema["additionalProperties"] is False
+    found: dict[str, Any] = {path: "section"}
+    for name, value in schema["properties"].items():
+        found |= flattened(value, definitions, f"{path}.{name}")
+    return found
+
+
+@pytest.mark.parametrize(("switches", "haproxy", "throughput"), [((True, False), "1", "0"), ((False, True), "0", "1")])
+def test_data_plane_flags_on_head_and_workers(
+    helm: Helm, switches: tuple[bool, bool], haproxy: str, throughput: str
+) -> None:
+    rendered = helm.template({"dataPlane": {"haproxy": switches[0], "throughputOptimized": switches[1]}})
+    assert set(rendered.pod_templates) == {"head", "gateway", "engine"}
+    for template in rendered.pod_templates.values():
+        variables = environment(template)
+        assert variables["RAY_SERVE_ENABLE_HA_PROXY"] == haproxy
+        assert variables["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == throughput
