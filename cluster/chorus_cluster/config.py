@@ -2,17 +2,16 @@
 
 Every class is a section of the file; a field's comment is its documentation. Unknown keys, wrong types and values
 out of range raise `ConfigError`, which names the key's path and, for an unknown one, the nearest that exists.
-`read_environment` is the one place that reads the process's environment.
+Nothing here looks at the process's environment: options of the command line may be given there, see `chorus --help`.
 """
 
 import dataclasses
 import difflib
-import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -35,7 +34,8 @@ class ConfigError(ValueError):
 class ModelConfig:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-    # A checkpoint's folder, or "demo": the model inside the package.
+    # A checkpoint's folder, or "demo": the model inside the package. ("fake:{...}", for tests and benchmarks, is an
+    # engine without a model.)
     path: Text = "demo"
     # What clients call it. Unset: the folder's name; chorus-demo for the demo model.
     name: Text | None = None
@@ -44,7 +44,9 @@ class ModelConfig:
     def served_name(self) -> str:
         if self.name is not None:
             return self.name
-        return "chorus-demo" if self.path == "demo" else Path(self.path).resolve().name
+        if self.path == "demo":
+            return "chorus-demo"
+        return "fake" if self.path.startswith("fake:") else Path(self.path).resolve().name
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class GatewayConfig:
     max_ongoing_requests: Count = 4096
     # CPUs that Ray reserves for a replica; it may use more or less.
     num_cpus: Amount = 0.1
+    # Seconds that open requests get to finish when a gateway is stopped.
+    drain_timeout_s: Amount = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +103,8 @@ class WorkersConfig:
     max_queued_requests: Count = 128
     # Tokens after the first are sent at most this often.
     merge_interval_s: Amount = 0.015
-    # The worker's own EngineService port. Unset: any free one.
-    grpc_port: Port | None = None
+    # Port of the worker's own EngineService. 0: any free one. null: off.
+    grpc_port: Annotated[int, Field(strict=True, ge=0, le=65535)] | None = 0
     # Threads of the CPU runner. Unset: it decides.
     num_threads: Count | None = None
     # CPUs and GPUs that Ray reserves for a worker (for each shard, if it has several).
@@ -109,6 +113,16 @@ class WorkersConfig:
     # Seconds that running requests get to finish when a worker is stopped.
     drain_timeout_s: Amount = 30.0
     kv: KvConfig = field(default_factory=KvConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: Literal["text", "json"] = "text"
+    # A line for each request of a gateway.
+    access: Switch = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +135,7 @@ class AppConfig:
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +187,7 @@ class ClusterConfig(AppConfig):
 
     @property
     def app(self) -> AppConfig:
-        return AppConfig(model=self.model, gateway=self.gateway, workers=self.workers, routing=self.routing)
+        return AppConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(AppConfig)})
 
 
 ConfigT = TypeVar("ConfigT", bound=AppConfig)
@@ -219,20 +234,6 @@ def load(path: Path | None, overrides: Mapping[str, object]) -> ClusterConfig:
 def to_mapping(config: AppConfig) -> dict[str, Any]:
     """The mapping that `parse` makes an equal configuration from: plain values, fit for a Serve config's args."""
     return dataclasses.asdict(config)
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """What we take from the process's environment."""
-
-    # CHORUS_URL: where `chorus chat` finds the server.
-    url: str | None
-    # CHORUS_LOG_LEVEL: of the gateways and workers.
-    log_level: str
-
-
-def read_environment(environ: Mapping[str, str] = os.environ) -> Environment:
-    return Environment(url=environ.get("CHORUS_URL") or None, log_level=environ.get("CHORUS_LOG_LEVEL") or "INFO")
 
 
 def _put(values: dict[Any, Any], path: list[str], value: object) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from chorus_cluster.config import AppConfig, ClusterConfig, ConfigError, load, parse, read_environment, to_mapping
+from chorus_cluster.config import AppConfig, ClusterConfig, ConfigError, load, parse, to_mapping
 
 
 def test_defaults_serve_the_demo_model_on_the_usual_ports() -> None:
@@ -77,7 +77,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_serve_config_s_args_take_the_application_s_sections_only() -> None:
     assert parse({"workers": {"replicas": 2}}, AppConfig).workers.replicas == 2
-    with pytest.raises(ConfigError, match="http: unknown key; known here: model, gateway, workers, routing"):
+    with pytest.raises(ConfigError, match="http: unknown key; known here: model, gateway, workers, routing, logging"):
         parse({"http": {"port": 1}}, AppConfig)
 
 
@@ -85,9 +85,3 @@ def test_a_configuration_survives_the_way_through_a_mapping() -> None:
     config = load(None, {"workers.kv.block_size": 8, "model.name": "mine"})
     assert parse(to_mapping(config), ClusterConfig) == config
     assert parse(to_mapping(config.app), AppConfig) == config.app
-
-
-def test_the_environment_is_read_in_one_place() -> None:
-    assert read_environment({"CHORUS_URL": "http://there:1"}).url == "http://there:1"
-    assert read_environment({"CHORUS_URL": ""}).url is None
-    assert read_environment({}).log_level == "INFO"

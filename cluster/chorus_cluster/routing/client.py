@@ -1,0 +1,241 @@
+"""The workers behind a Serve deployment, as one EngineClient.
+
+A stream is a chain of attempts. An attempt ends the chain when it finishes, or when the request itself is refused. When
+its worker dies, drains or is full, the next attempt goes to another one and carries the tokens so far as part of the
+prompt; random numbers depend on seed and position alone, so the answer goes on as if nothing had happened.
+
+    what an attempt meets                      before the first token      after it
+    -----------------------------------------  -------------------------   -------------------------
+    worker dies, connection breaks             next attempt, at once       next attempt, at once
+    refusal: unavailable (drains, has failed)  next attempt, after a wait  next attempt, after a wait
+    refusal: overloaded                        one other worker, then 429  next attempt, after a wait
+    refusal: invalid argument, deadline        that error                  that error
+    attempts used up                           Unavailable                 Unavailable
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from chorus_cluster.errors import ChorusError, DeadlineExceeded, InternalError, InvalidRequest, Overloaded, Unavailable
+from chorus_protos.v1 import engine_pb2
+
+logger = logging.getLogger(__name__)
+
+# What a dead or broken worker looks like from here; a RayTaskError is an exception that escaped from its code.
+_WORKER_LOST = (RayActorError, RayTaskError, TaskCancelledError, grpc.aio.AioRpcError)
+_DEFAULT_RETRY_AFTER_S = 1.0
+# Workers that are asked for room before the client hears that there is none.
+_MAX_OVERLOADED = 2
+# How long a deadline's own finish reason may be late before we stop waiting for it.
+_DEADLINE_GRACE_S = 2.0
+
+
+class ResponseStream(Protocol):
+    """The part of Serve's response generator that we use."""
+
+    def __anext__(self) -> Any: ...
+
+    def cancel(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    max_attempts: int
+    # Seconds before the second attempt after a refusal; doubles with each.
+    backoff_s: float = 0.1
+    max_backoff_s: float = 2.0
+
+
+class _Refused(Exception):
+    def __init__(self, refusal: engine_pb2.Refusal) -> None:
+        super().__init__(refusal.reason)
+        self.refusal = refusal
+
+
+class ServeEngineClient:
+    """An EngineClient over the handles of the worker deployment's `generate` (streaming) and `model_info`."""
+
+    def __init__(
+        self,
+        generate: Callable[[engine_pb2.GenerateRequest], ResponseStream],
+        model_info: Callable[[engine_pb2.GetModelInfoRequest], Any],
+        policy: RetryPolicy,
+        on_retry: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self._generate = generate
+        self._model_info = model_info
+        self._policy = policy
+        self._on_retry = on_retry
+
+    async def model_info(self) -> engine_pb2.ModelInfo:
+        for _ in range(self._policy.max_attempts):
+            try:
+                info: engine_pb2.ModelInfo = await self._model_info(engine_pb2.GetModelInfoRequest())
+                return info
+            except _WORKER_LOST as error:
+                logger.warning("A worker was lost while it was asked for the model: %s", type(error).__name__)
+            except (BackPressureError, DeploymentUnavailableError) as error:
+                raise Unavailable() from error
+        raise Unavailable()
+
+    async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncIterator[engine_pb2.GenerateResponse]:
+        tokens: list[int] = []
+        num_overloaded = 0
+        for attempt in range(self._policy.max_attempts):
+            finish = _finish_of(request, tokens)
+            if finish:
+                # The worker died between its last token and saying that it was the last.
+                yield engine_pb2.GenerateResponse(finish_reason=finish)
+                return
+            try:
+                attempted = self._attempt(_resumed(request, tokens), is_resumed=bool(tokens))
+                async with contextlib.aclosing(attempted) as responses:
+                    async for response in responses:
+                        tokens.extend(response.token_ids)
+                        yield response
+                        if response.finish_reason:
+                            return
+                logger.warning("Request %s: its worker ended the stream without a finish reason", request.request_id)
+            except _Refused as refused:
+                num_overloaded += refused.refusal.reason == engine_pb2.REFUSAL_REASON_OVERLOADED
+                error = _error_of(refused.refusal)
+                if not _may_retry(error, resumed=bool(tokens), num_overloaded=num_overloaded):
+                    raise error from None
+                self._on_retry(error.code)
+                if not isinstance(error, Overloaded) or tokens:
+                    await asyncio.sleep(self._backoff_s(attempt))
+            except _WORKER_LOST as error:
+                self._on_retry("worker_lost")
+                logger.warning(
+                    "Request %s: lost its worker after %d tokens (%s); attempt %d of %d",
+                    *(request.request_id, len(tokens), type(error).__name__, attempt + 1, self._policy.max_attempts),
+                )
+            except BackPressureError as error:
+                raise Overloaded(error.retry_after_s or _DEFAULT_RETRY_AFTER_S) from error
+            except DeploymentUnavailableError as error:
+                raise Unavailable() from error
+        raise Unavailable("The workers that this request was sent to have failed.")
+
+    async def _attempt(
+        self, request: engine_pb2.GenerateRequest, *, is_resumed: bool
+    ) -> AsyncGenerator[engine_pb2.GenerateResponse, None]:
+        # A context of its own: Serve would take calls of one HTTP request for one, and couldn't tell them apart.
+        context = contextvars.Context()
+        stream = context.run(self._generate, request)
+        try:
+            response = await _first(stream, context, _seconds_left(request))
+            if response.HasField("refusal"):
+                raise _Refused(response.refusal)
+            if is_resumed:
+                response.num_cached_tokens = 0
+                response.queue_time_s = 0.0
+            while True:
+                yield response
+                response = await stream.__anext__()
+        except StopAsyncIteration:
+            return
+        finally:
+            stream.cancel()
+
+    def _backoff_s(self, attempt: int) -> float:
+        return min(self._policy.backoff_s * 2.0**attempt, self._policy.max_backoff_s)
+
+
+async def _first(
+    stream: ResponseStream, context: contextvars.Context, timeout_s: float | None
+) -> engine_pb2.GenerateResponse:
+    """The stream's first response. Cancelled or late, it makes sure that the call ends.
+
+    Were the call awaited directly, a cancellation in the very moment in which Serve has assigned it would lose the call
+    without ending it. The task below always takes hold of it first.
+    """
+    first: asyncio.Task[engine_pb2.GenerateResponse] = asyncio.get_running_loop().create_task(
+        _next(stream), context=context
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.shield(first)
+    except TimeoutError:
+        _abandon(stream, first)
+        raise DeadlineExceeded() from None
+    except asyncio.CancelledError:
+        _abandon(stream, first)
+        raise
+
+
+async def _next(stream: ResponseStream) -> engine_pb2.GenerateResponse:
+    try:
+        response: engine_pb2.GenerateResponse = await stream.__anext__()
+    except StopAsyncIteration:
+        # A task can't raise StopAsyncIteration to whoever awaits it.
+        raise TaskCancelledError() from None
+    return response
+
+
+def _abandon(stream: ResponseStream, first: "asyncio.Task[engine_pb2.GenerateResponse]") -> None:
+    def forget(task: "asyncio.Task[engine_pb2.GenerateResponse]") -> None:
+        if not task.cancelled():
+            task.exception()
+
+    first.add_done_callback(forget)
+    stream.cancel()
+    # Ends it also where it was assigned, but not yet taken, when we cancelled the stream.
+    asyncio.get_running_loop().call_later(0.05, first.cancel)
+
+
+def _resumed(request: engine_pb2.GenerateRequest, tokens: list[int]) -> engine_pb2.GenerateRequest:
+    if not tokens:
+        return request
+    resumed = engine_pb2.GenerateRequest()
+    resumed.CopyFrom(request)
+    resumed.prompt_token_ids.extend(tokens)
+    resumed.num_resumed_tokens += len(tokens)
+    return resumed
+
+
+def _finish_of(request: engine_pb2.GenerateRequest, tokens: list[int]) -> "engine_pb2.FinishReason.ValueType":
+    """The finish reason that the tokens so far already imply; unspecified (0) while they don't."""
+    if tokens and tokens[-1] in request.sampling.stop_token_ids:
+        return engine_pb2.FINISH_REASON_STOP
+    if request.max_tokens and request.num_resumed_tokens + len(tokens) >= request.max_tokens:
+        return engine_pb2.FINISH_REASON_LENGTH
+    return engine_pb2.FINISH_REASON_UNSPECIFIED
+
+
+def _seconds_left(request: engine_pb2.GenerateRequest) -> float | None:
+    """How long to wait for a first response: workers enforce the deadline, this covers the way to them."""
+    if not request.HasField("deadline_unix_s"):
+        return None
+    return max(0.0, request.deadline_unix_s - time.time()) + _DEADLINE_GRACE_S
+
+
+def _error_of(refusal: engine_pb2.Refusal) -> ChorusError:
+    retry_after_s = refusal.retry_after_s if refusal.HasField("retry_after_s") else None
+    match refusal.reason:
+        case engine_pb2.REFUSAL_REASON_INVALID_ARGUMENT:
+            return InvalidRequest(refusal.field or None, refusal.message)
+        case engine_pb2.REFUSAL_REASON_OVERLOADED:
+            return Overloaded(retry_after_s or _DEFAULT_RETRY_AFTER_S)
+        case engine_pb2.REFUSAL_REASON_UNAVAILABLE:
+            return Unavailable(retry_after_s=retry_after_s)
+        case engine_pb2.REFUSAL_REASON_DEADLINE:
+            return DeadlineExceeded()
+        case _:
+            logger.error("A worker refused a request for an unknown reason: %s", refusal.reason)
+            return InternalError()
+
+
+def _may_retry(error: ChorusError, *, resumed: bool, num_overloaded: int) -> bool:
+    if isinstance(error, Overloaded):
+        return resumed or num_overloaded < _MAX_OVERLOADED
+    return isinstance(error, Unavailable)
