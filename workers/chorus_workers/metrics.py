@@ -79,7 +79,7 @@ class WorkerCollector(Collector):
         for name, text, value in (
             ("chorus_prompt_tokens", "Prompt tokens of admitted requests.", stats.num_prompt_tokens),
             ("chorus_generated_tokens", "Tokens generated.", stats.num_generated_tokens),
-            ("chorus_prefill_tokens", "Tokens computed to catch up, recomputation included.", stats.num_prefill_tokens),
+            ("chorus_computed_tokens", "Tokens computed, recomputation included.", stats.num_computed_tokens),
             ("chorus_preemptions", "Requests that gave up their KV memory for others.", stats.num_preemptions),
             ("chorus_prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.num_prefix_queries),
             ("chorus_prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.num_prefix_hits),

@@ -217,7 +217,6 @@ class Scheduler:
     def _prefill(self, request: Request, chunks: list[SequenceChunk], budget: int) -> int:
         num_tokens = min(budget, request.num_uncomputed_tokens)
         chunks.append(_chunk(request, num_tokens))
-        self._stats.num_prefill_tokens += num_tokens
         return num_tokens
 
     def _make_room(self, request: Request) -> bool:
@@ -279,6 +278,7 @@ class Scheduler:
         self._stats.step_time.observe(now - self._scheduled_at)
         self._stats.batch_requests.observe(num_requests)
         self._stats.batch_tokens.observe(num_tokens)
+        self._stats.num_computed_tokens += num_tokens
         elapsed = now - max(self._scheduled_at, self._last_commit)
         self._last_commit = now
         if elapsed > 0:

@@ -42,8 +42,8 @@ class EngineLoad:
 class EngineStats:
     """Totals since the engine started. Times are in seconds."""
 
-    # Tokens whose KV was computed while catching up with a prompt, recomputation included.
-    num_prefill_tokens: int = 0
+    # Tokens whose KV was computed: of prompts, of answers, and of both again after a preemption.
+    num_computed_tokens: int = 0
     # Tokens of admitted prompts, resumed ones not counted.
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0

@@ -1,0 +1,84 @@
+"""Random requests, aborts and deadlines on little memory: every answer is what it would be alone, and all memory comes
+back."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from tests.unit.engine.support import NOT_FINITE_SEED, Gathered, ManualClock, SimulatedRunner, alone, ask, run_all
+
+from chorus_workers.engine.engine import Engine
+from chorus_workers.engine.request import FinishReason, GenerationRequest
+
+NUM_BLOCKS, BLOCK_SIZE = 12, 3
+MAX_MODEL_LEN = NUM_BLOCKS * BLOCK_SIZE
+
+
+class Churn(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        runner = SimulatedRunner(
+            self.clock, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, num_slots=4, max_batched_tokens=7
+        )
+        self.engine = Engine(runner, max_queued_requests=6, clock=self.clock)
+        self.asked: dict[str, GenerationRequest] = {}
+        self.refused: set[str] = set()
+        self.gathered = Gathered()
+
+    @rule(
+        prompt=st.lists(st.integers(0, 49), min_size=1, max_size=MAX_MODEL_LEN + 2),
+        max_tokens=st.integers(0, 30),
+        seed=st.one_of(st.integers(0, 1000), st.just(NOT_FINITE_SEED)),
+        patience=st.one_of(st.none(), st.integers(0, 30)),
+        priority=st.sampled_from([0, 0, 0, 1]),
+        resumed_share=st.sampled_from([0, 0, 0.5, 0.9]),
+    )
+    def submit(
+        self, prompt: list[int], max_tokens: int, seed: int, patience: int | None, priority: int, resumed_share: float
+    ) -> None:
+        deadline = float("inf") if patience is None else self.clock.now + patience
+        asked = ask(
+            f"r{len(self.asked)}",
+            prompt,
+            max_tokens,
+            seed=seed,
+            clock=self.clock,
+            deadline=deadline,
+            priority=priority,
+            num_resumed_tokens=min(int(len(prompt) * resumed_share), len(prompt) - 1),
+        )
+        self.asked[asked.request_id] = asked
+        self.engine.add(asked)
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        if self.asked:
+            self.engine.abort(data.draw(st.sampled_from(sorted(self.asked))))
+
+    @rule(count=st.integers(1, 10))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            output = self.engine.step()
+            self.refused |= output.refused.keys()
+            self.gathered.take(output)
+
+    @invariant()
+    def accounts_agree(self) -> None:
+        self.engine.check_integrity()
+
+    def teardown(self) -> None:
+        self.step(1)
+        run_all(self.engine, self.gathered)
+        assert self.engine.load().kv_usage == 0
+        assert self.gathered.finished.keys() | self.refused == self.asked.keys()
+        for request_id, reason in self.gathered.finished.items():
+            drawn = self.gathered.tokens.get(request_id, [])
+            expected, expected_reason = alone(self.asked[request_id], MAX_MODEL_LEN)
+            if reason in (FinishReason.ABORT, FinishReason.DEADLINE):
+                assert drawn == expected[: len(drawn)]
+            else:
+                assert (drawn, reason) == (expected, expected_reason)
+
+
+TestChurn = Churn.TestCase
+TestChurn.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
