@@ -1,0 +1,13 @@
+"""The model room's one error."""
+
+from pathlib import Path
+
+
+class CheckpointError(Exception):
+    """A checkpoint can't be served. The message names the file, and the tensor or field at fault."""
+
+    def __init__(self, path: Path, problem: str, tensor: str | None = None) -> None:
+        where = str(path) if tensor is None else f"{path}: tensor {tensor}"
+        super().__init__(f"{where}: {problem}")
+        self.path = path
+        self.tensor = tensor

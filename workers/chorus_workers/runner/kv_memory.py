@@ -1,0 +1,49 @@
+"""The reference runner's KV memory: pages for full-attention layers, rings for window layers.
+
+Every layer has one tensor [Hkv, rows, 2 D], keys before values. Row 0 is all zeros and is never written: gathers start
+with it, for the sink, and are padded with it. Then come the pages' positions, or the slots' rings of `window` rows.
+Rows are gathered one by one, so that nothing is read that its own request didn't write.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from chorus_workers.model.config import ModelConfig
+from chorus_workers.model.weights import Shard
+
+
+class KVMemory:
+    """Preallocated KV of one shard, float32. The operating system commits a page when it is first written."""
+
+    def __init__(self, config: ModelConfig, shard: Shard, *, num_blocks: int, block_size: int, num_slots: int) -> None:
+        self.block_size = block_size
+        self.window = config.window
+        num_heads = config.num_kv_heads // shard.size
+        rows = {True: 1 + num_slots * config.window, False: 1 + num_blocks * block_size}
+        self.layers = tuple(
+            torch.empty(num_heads, rows[window is not None], 2 * config.head_dim) for window in config.windows
+        )
+        for memory in self.layers:
+            memory[:, 0] = 0
+
+    def page_row(self, block_table: Sequence[int], position: int) -> int:
+        """The row of a position in pages."""
+        block, offset = divmod(position, self.block_size)
+        return 1 + block_table[block] * self.block_size + offset
+
+    def ring_row(self, slot: int, position: int) -> int:
+        """The row of a position in a slot's ring."""
+        return 1 + slot * self.window + position % self.window
+
+
+def kv_bytes_per_token(config: ModelConfig, shard: Shard) -> int:
+    """Bytes that one position takes in the pages of all full-attention layers of a shard."""
+    num_layers = sum(window is None for window in config.windows)
+    return num_layers * config.num_kv_heads // shard.size * 2 * config.head_dim * torch.float32.itemsize
+
+
+def gather(memory: Tensor, rows: Tensor) -> Tensor:
+    """Rows of one layer's memory: int64 [S, 1 + L] to [Hkv, S, 1 + L, 2 D]."""
+    return memory.index_select(1, rows.flatten()).view(memory.shape[0], *rows.shape, memory.shape[2])

@@ -1,0 +1,64 @@
+"""The reference runner: PyTorch on a CPU, float32. It serves the demo model, and is the numerical truth."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from chorus_workers.model.transformer import Collective, Transformer
+from chorus_workers.model.weights import Model
+from chorus_workers.runner.base import Batch, Runner, RunnerInfo, SampledToken, SequenceChunk, StepResult
+from chorus_workers.runner.hybrid_attention import HybridAttention
+from chorus_workers.runner.kv_memory import KVMemory
+from chorus_workers.runner.sampler import Sampler
+from chorus_workers.runner.step_plan import plan_step
+
+
+class ReferenceRunner(Runner):
+    """Runs a model, or one shard of it. Linear layers and experts run on all tokens of a batch at once."""
+
+    def __init__(self, model: Model, info: RunnerInfo, collective: Collective | None = None) -> None:
+        self._info = info
+        self._transformer = Transformer(model, collective=collective)
+        self._num_heads = model.config.num_heads // model.shard.size
+        self._sampler = Sampler(model.vocabulary)
+        self.memory = KVMemory(
+            model.config,
+            model.shard,
+            num_blocks=info.num_blocks,
+            block_size=info.block_size,
+            num_slots=info.num_slots,
+        )
+
+    @property
+    def info(self) -> RunnerInfo:
+        return self._info
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> StepResult:
+        sampled: list[SampledToken | None] = [None] * len(batch.chunks)
+        wanted = [(i, chunk.sample) for i, chunk in enumerate(batch.chunks) if chunk.sample is not None]
+        last_hidden = self.forward(batch.chunks)
+        if wanted:
+            logits = self.logits(last_hidden[[i for i, _ in wanted]])
+            tokens = self._sampler.draw(logits, [request for _, request in wanted])
+            for (i, _), token in zip(wanted, tokens, strict=True):
+                sampled[i] = token
+        return StepResult(sampled)
+
+    @torch.inference_mode()
+    def forward(self, chunks: Sequence[SequenceChunk]) -> Tensor:
+        """Computes the chunks and writes their KV. Returns float32 [chunks, H]: `Transformer.forward` of their ends."""
+        plan = plan_step(chunks, self.memory, self._num_heads)
+        model = self._transformer.model
+        attention = HybridAttention(model.config, self.memory, plan)
+        hidden = self._transformer.forward(plan.token_ids, plan.positions, attention)
+        return hidden[list(plan.last_tokens)]
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [S, N] over the vocabulary's rows, of what `forward` returned."""
+        return self._transformer.logits(hidden)
+
+    def close(self) -> None:
+        """Nothing to do: memory goes with the object."""
