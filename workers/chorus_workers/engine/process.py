@@ -92,7 +92,21 @@ def load_runner(config: WorkerConfig) -> Runner:
             num_slots=config.max_num_seqs,
             max_batched_tokens=config.max_batched_tokens,
         )
-    raise ValueError(f"model is {config.model!r}: this build has no runner for checkpoints")
+    # Here, so that a fake engine starts without PyTorch.
+    from chorus_workers.runner.factory import RunnerConfig, create_runner
+
+    return create_runner(
+        RunnerConfig(
+            model=config.model,
+            max_model_len=config.max_model_len,
+            block_size=config.block_size,
+            num_blocks=config.num_kv_blocks,
+            num_slots=config.max_num_seqs,
+            max_batched_tokens=config.max_batched_tokens,
+            num_shards=config.num_shards,
+            num_threads=config.num_threads,
+        )
+    )
 
 
 def serve(link: Link, engine: Engine, info: RunnerInfo) -> None:

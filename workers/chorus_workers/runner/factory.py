@@ -50,6 +50,8 @@ def create_runner(config: RunnerConfig) -> Runner:
 
     Errors: CheckpointError naming file and tensor; ValueError naming the setting that can't be met.
     """
+    if config.num_shards != 1:
+        raise ValueError(f"num_shards is {config.num_shards}: this build runs one shard")
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     model = load_model(config.folder, Shard())
