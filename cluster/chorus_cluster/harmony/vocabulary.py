@@ -24,6 +24,7 @@ from openai_harmony import HarmonyEncoding, HarmonyEncodingName, load_harmony_en
 NUM_TEXT_TOKENS: Final = 199_998
 VOCABULARY_SIZE: Final = 201_088
 
+START_OF_TEXT: Final = 199_998
 ENDOFTEXT: Final = 199_999
 RETURN: Final = 200_002
 CONSTRAIN: Final = 200_003

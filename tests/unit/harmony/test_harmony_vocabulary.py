@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from chorus_cluster.harmony import vocabulary
 
 PROBE = """
