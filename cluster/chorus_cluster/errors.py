@@ -76,12 +76,15 @@ class RequestError(ChorusError):
 
 
 class InvalidRequest(RequestError):
-    """`field` is None only where no field can be named (a body that is not JSON)."""
+    """`message` is a predicate of the field ("must be a string"); gRPC has no param, so the client reads both in one.
+
+    `field` is None only where no field can be named (a body that is not JSON).
+    """
 
     def __init__(self, field: str | None, message: str) -> None:
         super().__init__(field, message)
         self.field = field
-        self.message = message
+        self.message = message if field is None else f"{field}: {message}"
 
 
 class ContextTooLong(InvalidRequest):

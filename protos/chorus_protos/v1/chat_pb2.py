@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63horus_protos/v1/chat.proto\x12\tchorus.v1\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"\x9d\x01\n\x0b\x43hatMessage\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.chorus.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12\'\n\ntool_calls\x18\x04 \x03(\x0b\x32\x13.chorus.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\"J\n\x0c\x46unctionTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"\x8b\x06\n\x15\x43hatCompletionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.chorus.v1.ChatMessage\x12&\n\x05tools\x18\x03 \x03(\x0b\x32\x17.chorus.v1.FunctionTool\x12*\n\x0btool_choice\x18\x04 \x01(\x0e\x32\x15.chorus.v1.ToolChoice\x12\x34\n\x10reasoning_effort\x18\x05 \x01(\x0e\x32\x1a.chorus.v1.ReasoningEffort\x12\"\n\x15max_completion_tokens\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x07 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\t \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\n \x01(\x02H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0b \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0c \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\r \x01(\x02H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\x0e \x01(\x03H\x08\x88\x01\x01\x12\x43\n\nlogit_bias\x18\x0f \x03(\x0b\x32/.chorus.v1.ChatCompletionRequest.LogitBiasEntry\x12\x0c\n\x04stop\x18\x10 \x03(\t\x12\x19\n\x0ctop_logprobs\x18\x11 \x01(\rH\t\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x18\n\x16_max_completion_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0f\n\r_top_logprobs\"\x80\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x18\n\x10reasoning_tokens\x18\x05 \x01(\r\"H\n\x11TokenLogprobEntry\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\"j\n\x0e\x43ontentLogprob\x12-\n\x07sampled\x18\x01 \x01(\x0b\x32\x1c.chorus.v1.TokenLogprobEntry\x12)\n\x03top\x18\x02 \x03(\x0b\x32\x1c.chorus.v1.TokenLogprobEntry\"\xef\x01\n\x16\x43hatCompletionResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12\'\n\x07message\x18\x04 \x01(\x0b\x32\x16.chorus.v1.ChatMessage\x12\x32\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1b.chorus.v1.ChatFinishReason\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.chorus.v1.Usage\x12+\n\x08logprobs\x18\x07 \x03(\x0b\x32\x19.chorus.v1.ContentLogprob\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"\xf2\x01\n\tChatDelta\x12\x13\n\treasoning\x18\x01 \x01(\tH\x00\x12\x11\n\x07\x63ontent\x18\x02 \x01(\tH\x00\x12-\n\ttool_call\x18\x03 \x01(\x0b\x32\x18.chorus.v1.ToolCallDeltaH\x00\x12\x34\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1b.chorus.v1.ChatFinishReasonH\x00\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x10.chorus.v1.UsageH\x00\x12,\n\x07logprob\x18\x06 \x01(\x0b\x32\x19.chorus.v1.ContentLogprobH\x00\x42\x07\n\x05\x64\x65lta\"g\n\x13\x43hatCompletionChunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12$\n\x06\x64\x65ltas\x18\x04 \x03(\x0b\x32\x14.chorus.v1.ChatDelta\"\x13\n\x11ListModelsRequest\"M\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\x10\n\x08owned_by\x18\x03 \x01(\t\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.chorus.v1.Model*s\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\x12\n\x0eROLE_DEVELOPER\x10\x02\x12\r\n\tROLE_USER\x10\x03\x12\x12\n\x0eROLE_ASSISTANT\x10\x04\x12\r\n\tROLE_TOOL\x10\x05*\x85\x01\n\x0fReasoningEffort\x12 \n\x1cREASONING_EFFORT_UNSPECIFIED\x10\x00\x12\x18\n\x14REASONING_EFFORT_LOW\x10\x01\x12\x1b\n\x17REASONING_EFFORT_MEDIUM\x10\x02\x12\x19\n\x15REASONING_EFFORT_HIGH\x10\x03*\x95\x01\n\x10\x43hatFinishReason\x12\"\n\x1e\x43HAT_FINISH_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43HAT_FINISH_REASON_STOP\x10\x01\x12\x1d\n\x19\x43HAT_FINISH_REASON_LENGTH\x10\x02\x12!\n\x1d\x43HAT_FINISH_REASON_TOOL_CALLS\x10\x03*U\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_CHOICE_AUTO\x10\x01\x12\x14\n\x10TOOL_CHOICE_NONE\x10\x02\x32\x91\x02\n\x0b\x43hatService\x12[\n\x14\x43reateChatCompletion\x12 .chorus.v1.ChatCompletionRequest\x1a!.chorus.v1.ChatCompletionResponse\x12Z\n\x14StreamChatCompletion\x12 .chorus.v1.ChatCompletionRequest\x1a\x1e.chorus.v1.ChatCompletionChunk0\x01\x12I\n\nListModels\x12\x1c.chorus.v1.ListModelsRequest\x1a\x1d.chorus.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63horus_protos/v1/chat.proto\x12\tchorus.v1\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"\x9d\x01\n\x0b\x43hatMessage\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.chorus.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12\'\n\ntool_calls\x18\x04 \x03(\x0b\x32\x13.chorus.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\"J\n\x0c\x46unctionTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"\xc1\x06\n\x15\x43hatCompletionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.chorus.v1.ChatMessage\x12&\n\x05tools\x18\x03 \x03(\x0b\x32\x17.chorus.v1.FunctionTool\x12*\n\x0btool_choice\x18\x04 \x01(\x0e\x32\x15.chorus.v1.ToolChoice\x12\x34\n\x10reasoning_effort\x18\x05 \x01(\x0e\x32\x1a.chorus.v1.ReasoningEffort\x12\"\n\x15max_completion_tokens\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x07 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\t \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\n \x01(\x02H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0b \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0c \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\r \x01(\x02H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\x0e \x01(\x03H\x08\x88\x01\x01\x12\x43\n\nlogit_bias\x18\x0f \x03(\x0b\x32/.chorus.v1.ChatCompletionRequest.LogitBiasEntry\x12\x0c\n\x04stop\x18\x10 \x03(\t\x12\x19\n\x0ctop_logprobs\x18\x11 \x01(\rH\t\x88\x01\x01\x12\x1e\n\x11include_reasoning\x18\x12 \x01(\x08H\n\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x18\n\x16_max_completion_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0f\n\r_top_logprobsB\x14\n\x12_include_reasoning\"\x80\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x18\n\x10reasoning_tokens\x18\x05 \x01(\r\"H\n\x11TokenLogprobEntry\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\"j\n\x0e\x43ontentLogprob\x12-\n\x07sampled\x18\x01 \x01(\x0b\x32\x1c.chorus.v1.TokenLogprobEntry\x12)\n\x03top\x18\x02 \x03(\x0b\x32\x1c.chorus.v1.TokenLogprobEntry\"\xef\x01\n\x16\x43hatCompletionResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12\'\n\x07message\x18\x04 \x01(\x0b\x32\x16.chorus.v1.ChatMessage\x12\x32\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1b.chorus.v1.ChatFinishReason\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.chorus.v1.Usage\x12+\n\x08logprobs\x18\x07 \x03(\x0b\x32\x19.chorus.v1.ContentLogprob\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"\xf2\x01\n\tChatDelta\x12\x13\n\treasoning\x18\x01 \x01(\tH\x00\x12\x11\n\x07\x63ontent\x18\x02 \x01(\tH\x00\x12-\n\ttool_call\x18\x03 \x01(\x0b\x32\x18.chorus.v1.ToolCallDeltaH\x00\x12\x34\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1b.chorus.v1.ChatFinishReasonH\x00\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x10.chorus.v1.UsageH\x00\x12,\n\x07logprob\x18\x06 \x01(\x0b\x32\x19.chorus.v1.ContentLogprobH\x00\x42\x07\n\x05\x64\x65lta\"g\n\x13\x43hatCompletionChunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12$\n\x06\x64\x65ltas\x18\x04 \x03(\x0b\x32\x14.chorus.v1.ChatDelta\"\x13\n\x11ListModelsRequest\"M\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\x10\n\x08owned_by\x18\x03 \x01(\t\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.chorus.v1.Model*s\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\x12\n\x0eROLE_DEVELOPER\x10\x02\x12\r\n\tROLE_USER\x10\x03\x12\x12\n\x0eROLE_ASSISTANT\x10\x04\x12\r\n\tROLE_TOOL\x10\x05*\x85\x01\n\x0fReasoningEffort\x12 \n\x1cREASONING_EFFORT_UNSPECIFIED\x10\x00\x12\x18\n\x14REASONING_EFFORT_LOW\x10\x01\x12\x1b\n\x17REASONING_EFFORT_MEDIUM\x10\x02\x12\x19\n\x15REASONING_EFFORT_HIGH\x10\x03*\x95\x01\n\x10\x43hatFinishReason\x12\"\n\x1e\x43HAT_FINISH_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43HAT_FINISH_REASON_STOP\x10\x01\x12\x1d\n\x19\x43HAT_FINISH_REASON_LENGTH\x10\x02\x12!\n\x1d\x43HAT_FINISH_REASON_TOOL_CALLS\x10\x03*U\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_CHOICE_AUTO\x10\x01\x12\x14\n\x10TOOL_CHOICE_NONE\x10\x02\x32\x91\x02\n\x0b\x43hatService\x12[\n\x14\x43reateChatCompletion\x12 .chorus.v1.ChatCompletionRequest\x1a!.chorus.v1.ChatCompletionResponse\x12Z\n\x14StreamChatCompletion\x12 .chorus.v1.ChatCompletionRequest\x1a\x1e.chorus.v1.ChatCompletionChunk0\x01\x12I\n\nListModels\x12\x1c.chorus.v1.ListModelsRequest\x1a\x1d.chorus.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHATCOMPLETIONREQUEST_LOGITBIASENTRY']._loaded_options = None
   _globals['_CHATCOMPLETIONREQUEST_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=2255
-  _globals['_ROLE']._serialized_end=2370
-  _globals['_REASONINGEFFORT']._serialized_start=2373
-  _globals['_REASONINGEFFORT']._serialized_end=2506
-  _globals['_CHATFINISHREASON']._serialized_start=2509
-  _globals['_CHATFINISHREASON']._serialized_end=2658
-  _globals['_TOOLCHOICE']._serialized_start=2660
-  _globals['_TOOLCHOICE']._serialized_end=2745
+  _globals['_ROLE']._serialized_start=2309
+  _globals['_ROLE']._serialized_end=2424
+  _globals['_REASONINGEFFORT']._serialized_start=2427
+  _globals['_REASONINGEFFORT']._serialized_end=2560
+  _globals['_CHATFINISHREASON']._serialized_start=2563
+  _globals['_CHATFINISHREASON']._serialized_end=2712
+  _globals['_TOOLCHOICE']._serialized_start=2714
+  _globals['_TOOLCHOICE']._serialized_end=2799
   _globals['_TOOLCALL']._serialized_start=42
   _globals['_TOOLCALL']._serialized_end=97
   _globals['_CHATMESSAGE']._serialized_start=100
@@ -48,29 +48,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FUNCTIONTOOL']._serialized_start=259
   _globals['_FUNCTIONTOOL']._serialized_end=333
   _globals['_CHATCOMPLETIONREQUEST']._serialized_start=336
-  _globals['_CHATCOMPLETIONREQUEST']._serialized_end=1115
-  _globals['_CHATCOMPLETIONREQUEST_LOGITBIASENTRY']._serialized_start=903
-  _globals['_CHATCOMPLETIONREQUEST_LOGITBIASENTRY']._serialized_end=951
-  _globals['_USAGE']._serialized_start=1118
-  _globals['_USAGE']._serialized_end=1246
-  _globals['_TOKENLOGPROBENTRY']._serialized_start=1248
-  _globals['_TOKENLOGPROBENTRY']._serialized_end=1320
-  _globals['_CONTENTLOGPROB']._serialized_start=1322
-  _globals['_CONTENTLOGPROB']._serialized_end=1428
-  _globals['_CHATCOMPLETIONRESPONSE']._serialized_start=1431
-  _globals['_CHATCOMPLETIONRESPONSE']._serialized_end=1670
-  _globals['_TOOLCALLDELTA']._serialized_start=1672
-  _globals['_TOOLCALLDELTA']._serialized_end=1747
-  _globals['_CHATDELTA']._serialized_start=1750
-  _globals['_CHATDELTA']._serialized_end=1992
-  _globals['_CHATCOMPLETIONCHUNK']._serialized_start=1994
-  _globals['_CHATCOMPLETIONCHUNK']._serialized_end=2097
-  _globals['_LISTMODELSREQUEST']._serialized_start=2099
-  _globals['_LISTMODELSREQUEST']._serialized_end=2118
-  _globals['_MODEL']._serialized_start=2120
-  _globals['_MODEL']._serialized_end=2197
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2199
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2253
-  _globals['_CHATSERVICE']._serialized_start=2748
-  _globals['_CHATSERVICE']._serialized_end=3021
+  _globals['_CHATCOMPLETIONREQUEST']._serialized_end=1169
+  _globals['_CHATCOMPLETIONREQUEST_LOGITBIASENTRY']._serialized_start=935
+  _globals['_CHATCOMPLETIONREQUEST_LOGITBIASENTRY']._serialized_end=983
+  _globals['_USAGE']._serialized_start=1172
+  _globals['_USAGE']._serialized_end=1300
+  _globals['_TOKENLOGPROBENTRY']._serialized_start=1302
+  _globals['_TOKENLOGPROBENTRY']._serialized_end=1374
+  _globals['_CONTENTLOGPROB']._serialized_start=1376
+  _globals['_CONTENTLOGPROB']._serialized_end=1482
+  _globals['_CHATCOMPLETIONRESPONSE']._serialized_start=1485
+  _globals['_CHATCOMPLETIONRESPONSE']._serialized_end=1724
+  _globals['_TOOLCALLDELTA']._serialized_start=1726
+  _globals['_TOOLCALLDELTA']._serialized_end=1801
+  _globals['_CHATDELTA']._serialized_start=1804
+  _globals['_CHATDELTA']._serialized_end=2046
+  _globals['_CHATCOMPLETIONCHUNK']._serialized_start=2048
+  _globals['_CHATCOMPLETIONCHUNK']._serialized_end=2151
+  _globals['_LISTMODELSREQUEST']._serialized_start=2153
+  _globals['_LISTMODELSREQUEST']._serialized_end=2172
+  _globals['_MODEL']._serialized_start=2174
+  _globals['_MODEL']._serialized_end=2251
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2253
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2307
+  _globals['_CHATSERVICE']._serialized_start=2802
+  _globals['_CHATSERVICE']._serialized_end=3075
 # @@protoc_insertion_point(module_scope)

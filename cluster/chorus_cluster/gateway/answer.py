@@ -1,0 +1,122 @@
+"""Tokens of one request in, typed events out."""
+
+import secrets
+from collections.abc import Callable, Iterable
+
+from chorus_cluster.errors import DeadlineExceeded, RequestFailed, Unavailable
+from chorus_cluster.gateway import events as ev
+from chorus_cluster.gateway.logprobs import LogprobQueue
+from chorus_cluster.gateway.stop_strings import StopStrings
+from chorus_cluster.harmony.deltas import AnswerDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallStarted
+from chorus_cluster.harmony.parser import StreamParser
+from chorus_protos.v1 import engine_pb2
+
+
+def new_tool_call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
+class AnswerAssembler:
+    """Parses harmony, matches stop strings, pairs log probabilities with text, and counts.
+
+    Feed it every response of the engine until `finished`; it is pure and knows neither tasks nor clocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_prompt_tokens: int,
+        include_reasoning: bool = True,
+        stop: tuple[str, ...] = (),
+        with_logprobs: bool = False,
+        new_id: Callable[[], str] = new_tool_call_id,
+    ) -> None:
+        self._parser = StreamParser()
+        self._stop = StopStrings(stop)
+        self._logprobs = LogprobQueue() if with_logprobs else None
+        self._include_reasoning = include_reasoning
+        self._new_id = new_id
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_tokens = 0
+        self._num_cached_tokens = 0
+        self.finished: ev.Finished | None = None
+
+    @property
+    def usage(self) -> ev.Usage:
+        return ev.Usage(
+            prompt_tokens=self._num_prompt_tokens,
+            completion_tokens=self._num_tokens,
+            cached_tokens=self._num_cached_tokens,
+            reasoning_tokens=self._parser.num_reasoning_tokens,
+        )
+
+    @property
+    def repairs(self) -> dict[str, int]:
+        """How often each class of malformed harmony was repaired."""
+        return dict(self._parser.repairs)
+
+    def feed(self, response: engine_pb2.GenerateResponse) -> list[ev.Event]:
+        """Returns the events of one engine response; the last one of all is `Finished`.
+
+        Errors: `DeadlineExceeded`, `RequestFailed`, `Unavailable` where the engine ended the request without an answer.
+        """
+        if self._num_tokens == 0:
+            self._num_cached_tokens = response.num_cached_tokens
+        if self._logprobs is not None:
+            self._logprobs.extend(self._num_tokens, response.logprobs)
+        self._num_tokens += len(response.token_ids)
+        events = self._to_events(self._parser.feed(response.token_ids))
+        if self._stop.matched:
+            return self._finish(events, "stop")
+        reason = response.finish_reason
+        if not reason:
+            return events
+        _raise_if_failed(reason)
+        events += self._to_events(self._parser.finish())
+        if self._stop.matched:
+            return self._finish(events, "stop")
+        self._append_answer(events, self._stop.finish(), is_last=True)
+        if reason == engine_pb2.FINISH_REASON_LENGTH:
+            return self._finish(events, "length")
+        return self._finish(events, "tool_calls" if self._parser.num_tool_calls else "stop")
+
+    def _finish(self, events: list[ev.Event], reason: ev.FinishReason) -> list[ev.Event]:
+        self.finished = ev.Finished(reason, self.usage)
+        events.append(self.finished)
+        return events
+
+    def _to_events(self, deltas: Iterable[Delta]) -> list[ev.Event]:
+        events: list[ev.Event] = []
+        for delta in deltas:
+            if isinstance(delta, AnswerDelta):
+                if self._logprobs is not None:
+                    self._logprobs.spell(delta.text, delta.token_indices)
+                self._append_answer(events, self._stop.feed(delta.text))
+                if self._stop.matched:
+                    break
+            elif isinstance(delta, ReasoningDelta):
+                if self._include_reasoning:
+                    events.append(ev.Reasoning(delta.text))
+            elif isinstance(delta, ToolCallArguments):
+                events.append(ev.ToolCallArguments(delta.index, delta.text))
+            elif isinstance(delta, ToolCallStarted):
+                # No answer follows a call's text into it: what the stop strings hold back comes before.
+                self._append_answer(events, self._stop.finish())
+                events.append(ev.ToolCallStart(delta.index, self._new_id(), delta.name))
+        return events
+
+    def _append_answer(self, events: list[ev.Event], text: str, *, is_last: bool = False) -> None:
+        logprobs: tuple[ev.Logprob, ...] = ()
+        if self._logprobs is not None:
+            logprobs = self._logprobs.pop_shown(text, is_last=is_last)
+        if text or logprobs:
+            events.append(ev.Answer(text, logprobs))
+
+
+def _raise_if_failed(reason: "engine_pb2.FinishReason.ValueType") -> None:
+    if reason == engine_pb2.FINISH_REASON_DEADLINE:
+        raise DeadlineExceeded()
+    if reason == engine_pb2.FINISH_REASON_ERROR:
+        raise RequestFailed()
+    if reason == engine_pb2.FINISH_REASON_ABORT:
+        raise Unavailable("The worker ended the request.")

@@ -1,0 +1,149 @@
+"""The chat service behind HTTP, gRPC and batch: a `ChatRequest` in, typed events out.
+
+A request's way: validate, render to token ids, ask the engine and await its first response (a refusal is raised here,
+before any byte of an answer), then parse what comes into events until the request ends.
+"""
+
+import asyncio
+import datetime
+import secrets
+import time
+from collections.abc import Callable
+
+from chorus_cluster.errors import InvalidRequest, Unavailable
+from chorus_cluster.gateway.answer import AnswerAssembler
+from chorus_cluster.gateway.metrics import ChatTimer, GatewayMetrics
+from chorus_cluster.gateway.model_info import ModelInfoCache
+from chorus_cluster.gateway.request import ChatRequest
+from chorus_cluster.gateway.stream import ChatStream, close_responses, next_response, outcome_of
+from chorus_cluster.gateway.validate import max_new_tokens, validate
+from chorus_cluster.harmony.conversation import Conversation, InvalidConversation
+from chorus_cluster.harmony.render import render
+from chorus_cluster.harmony.vocabulary import STOP_TOKEN_IDS
+from chorus_cluster.routing.engine_client import EngineClient
+from chorus_protos.v1 import engine_pb2
+
+# Below this, sampling is greedy in single precision, and the division by it would overflow.
+_MIN_TEMPERATURE = 1e-4
+# OpenAI allows top_p 0, engines do not: this keeps the likeliest token alone.
+_MIN_TOP_P = 1e-6
+_HEALTH_TIMEOUT_S = 5.0
+
+
+def utc_today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+class ChatService:
+    """Runs chat requests on an engine client. One for each gateway replica; its methods may run concurrently."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        metrics: GatewayMetrics | None = None,
+        *,
+        today: Callable[[], datetime.date] = utc_today,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.metrics = GatewayMetrics() if metrics is None else metrics
+        self.models = ModelInfoCache(engine)
+        self.started_at = int(clock())
+        self._engine = engine
+        self._today = today
+        self._clock = clock
+
+    async def start(self, request: ChatRequest, *, deadline_unix_s: float | None = None) -> ChatStream:
+        """Sends the request to the engine and returns its stream of events once the engine has admitted it.
+
+        `deadline_unix_s`: seconds since the epoch after which the request ends with `DeadlineExceeded`.
+        Errors: those of `chorus_cluster.errors`. Whoever gets a stream must `aclose` it.
+        """
+        timer = ChatTimer(self.metrics)
+        try:
+            return await self._start(request, deadline_unix_s, timer)
+        except (Exception, asyncio.CancelledError) as error:
+            timer.finish(outcome_of(error))
+            raise
+
+    async def check_health(self) -> None:
+        """Returns if a worker answers.
+
+        Errors: `Unavailable` if none does, or none in time.
+        """
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+                await self.models.ask()
+        except TimeoutError:
+            raise Unavailable("The workers do not answer.") from None
+
+    async def _start(self, request: ChatRequest, deadline_unix_s: float | None, timer: ChatTimer) -> ChatStream:
+        completion_id = f"chatcmpl-{secrets.token_hex(16)}"
+        engine_request = await self._prepare(request, completion_id, deadline_unix_s)
+        assembler = AnswerAssembler(
+            num_prompt_tokens=len(engine_request.prompt_token_ids),
+            include_reasoning=request.include_reasoning,
+            stop=request.stop,
+            with_logprobs=request.top_logprobs is not None,
+        )
+        responses = self._engine.generate(engine_request)
+        try:
+            # Here it is known whether the engine admitted the request, and nothing has been answered yet.
+            first = await next_response(responses)
+            timer.on_message()
+            events = assembler.feed(first)
+        except (Exception, asyncio.CancelledError):
+            await close_responses(responses)
+            raise
+        return ChatStream(
+            id=completion_id,
+            created=int(self._clock()),
+            model=request.model,
+            events=events,
+            responses=responses,
+            assembler=assembler,
+            timer=timer,
+        )
+
+    async def _prepare(
+        self, request: ChatRequest, completion_id: str, deadline_unix_s: float | None
+    ) -> engine_pb2.GenerateRequest:
+        model = await self.models.get()
+        validate(request, model)
+        prompt = self._render(request)
+        return engine_pb2.GenerateRequest(
+            request_id=completion_id,
+            prompt_token_ids=prompt,
+            sampling=sampling_params(request),
+            max_tokens=max_new_tokens(request, len(prompt), model.max_model_len),
+            deadline_unix_s=deadline_unix_s,
+        )
+
+    def _render(self, request: ChatRequest) -> list[int]:
+        conversation = Conversation(
+            messages=request.messages,
+            tools=request.tools if request.tool_choice == "auto" else (),
+            effort=request.effort,
+            current_date=self._today(),
+        )
+        try:
+            return render(conversation)
+        except InvalidConversation as error:
+            raise InvalidRequest(error.field, error.message) from None
+
+
+def sampling_params(request: ChatRequest) -> engine_pb2.SamplingParams:
+    """The engine's sampling parameters, with a seed drawn where the client gave none."""
+    seed = secrets.randbits(64) if request.seed is None else request.seed % 2**64
+    return engine_pb2.SamplingParams(
+        temperature=request.temperature if request.temperature >= _MIN_TEMPERATURE else 0.0,
+        top_p=max(request.top_p, _MIN_TOP_P),
+        top_k=request.top_k,
+        min_p=request.min_p,
+        frequency_penalty=request.frequency_penalty,
+        presence_penalty=request.presence_penalty,
+        repetition_penalty=request.repetition_penalty,
+        seed=seed,
+        logit_bias=request.logit_bias,
+        stop_token_ids=STOP_TOKEN_IDS,
+        logprobs=request.top_logprobs,
+    )

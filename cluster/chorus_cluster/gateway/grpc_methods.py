@@ -1,0 +1,158 @@
+"""The methods of `chorus.v1.ChatService`, named as Ray Serve's gRPC ingress calls them.
+
+A unary call that fails returns an empty message beside its status, a streaming one raises after the status is set: that
+is how each of Serve's two gRPC paths delivers a status. Neither reaches a client as a message.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Protocol
+
+import grpc
+
+from chorus_cluster.errors import ChorusError, InvalidRequest, to_client_error
+from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.completion import collect
+from chorus_cluster.gateway.grpc_models import completion_to_pb, deltas_to_pb, request_from_pb
+from chorus_cluster.gateway.http_io import new_request_id, request_id
+from chorus_protos.v1 import chat_pb2
+
+logger = logging.getLogger(__name__)
+
+# As HTTP's header of that name, for callers whose own deadline doesn't reach us: Serve doesn't tell it.
+TIMEOUT_METADATA = "x-request-timeout-s"
+_SERVICE = "/chorus.v1.ChatService/"
+
+
+class GrpcContext(Protocol):
+    """What `RayServegRPCContext` and grpc.aio's servicer contexts have in common."""
+
+    def invocation_metadata(self) -> Any: ...
+
+    def set_code(self, code: grpc.StatusCode) -> None: ...
+
+    def set_details(self, details: str) -> None: ...
+
+    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None: ...
+
+
+class GrpcChatMethods:
+    """Serves `service` over gRPC."""
+
+    def __init__(self, service: ChatService) -> None:
+        self._service = service
+
+    async def CreateChatCompletion(
+        self, request: chat_pb2.ChatCompletionRequest, grpc_context: GrpcContext
+    ) -> chat_pb2.ChatCompletionResponse:
+        call = _Call(self._service, "CreateChatCompletion", grpc_context)
+        try:
+            deadline = call.deadline_unix_s()
+            stream = await self._service.start(request_from_pb(request), deadline_unix_s=deadline)
+            try:
+                response = completion_to_pb(await collect(stream))
+            finally:
+                await stream.aclose()
+        except asyncio.CancelledError:
+            call.end(grpc.StatusCode.CANCELLED)
+            raise
+        except Exception as error:  # The edge: every error becomes a status here.
+            call.fail(error)
+            return chat_pb2.ChatCompletionResponse()
+        call.end(grpc.StatusCode.OK)
+        return response
+
+    async def StreamChatCompletion(
+        self, request: chat_pb2.ChatCompletionRequest, grpc_context: GrpcContext
+    ) -> AsyncIterator[chat_pb2.ChatCompletionChunk]:
+        call = _Call(self._service, "StreamChatCompletion", grpc_context)
+        try:
+            deadline = call.deadline_unix_s()
+            stream = await self._service.start(request_from_pb(request), deadline_unix_s=deadline)
+            try:
+                async for events in stream:
+                    yield chat_pb2.ChatCompletionChunk(
+                        id=stream.id, created=stream.created, model=stream.model, deltas=deltas_to_pb(events)
+                    )
+            finally:
+                await stream.aclose()
+        except (asyncio.CancelledError, GeneratorExit):
+            call.end(grpc.StatusCode.CANCELLED)
+            raise
+        except Exception as error:  # The edge: every error becomes a status here.
+            raise call.fail(error) from None
+        call.end(grpc.StatusCode.OK)
+
+    async def ListModels(
+        self, request: chat_pb2.ListModelsRequest, grpc_context: GrpcContext
+    ) -> chat_pb2.ListModelsResponse:
+        call = _Call(self._service, "ListModels", grpc_context)
+        try:
+            info = await self._service.models.get()
+        except Exception as error:  # The edge: every error becomes a status here.
+            call.fail(error)
+            return chat_pb2.ListModelsResponse()
+        call.end(grpc.StatusCode.OK)
+        model = chat_pb2.Model(
+            id=info.model, created=self._service.started_at, owned_by="chorus", max_model_len=info.max_model_len
+        )
+        return chat_pb2.ListModelsResponse(models=[model])
+
+
+class _Call:
+    """One call: its metadata, its status, its entry in the metrics."""
+
+    def __init__(self, service: ChatService, method: str, context: GrpcContext) -> None:
+        self._metrics = service.metrics
+        self._method = method
+        self._context = context
+        self._metadata: dict[str, str] = dict(_text_entries(context.invocation_metadata()))
+        self._id = new_request_id(self._metadata.get("x-request-id"))
+        request_id.set(self._id)
+
+    def deadline_unix_s(self) -> float | None:
+        """Seconds since the epoch by which the answer must be whole; None: no limit is known."""
+        text = self._metadata.get(TIMEOUT_METADATA)
+        if text is None:
+            # grpc.aio knows the call's own deadline; under Serve, its end cancels this method.
+            remaining = getattr(self._context, "time_remaining", lambda: None)()
+            return None if remaining is None else time.time() + remaining
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            raise InvalidRequest(TIMEOUT_METADATA, "must be a positive number of seconds")
+        return time.time() + seconds
+
+    def fail(self, error: Exception) -> ChorusError:
+        """Sets the status for an error, and returns the one to raise."""
+        shown = to_client_error(error)
+        if shown is not error:
+            logger.error("Request %s failed unexpectedly", self._id, exc_info=error)
+        trailing = [("x-request-id", self._id), ("error-code", shown.code)]
+        if shown.field is not None and shown.field.isascii() and shown.field.isprintable():
+            trailing.append(("error-field", shown.field))
+        if (retry_after := shown.retry_after_header()) is not None:
+            trailing.append(("retry-after", retry_after))
+        self._context.set_code(shown.grpc_status)
+        self._context.set_details(shown.message)
+        self._context.set_trailing_metadata(trailing)
+        self._count(shown.grpc_status)
+        return shown
+
+    def end(self, status: grpc.StatusCode) -> None:
+        self._context.set_trailing_metadata([("x-request-id", self._id)])
+        self._count(status)
+
+    def _count(self, status: grpc.StatusCode) -> None:
+        self._metrics.requests.labels(_SERVICE + self._method, status.name).inc()
+
+
+def _text_entries(metadata: Iterable[tuple[str, str | bytes]]) -> Iterable[tuple[str, str]]:
+    for key, value in metadata:
+        if isinstance(value, str):
+            yield key, value

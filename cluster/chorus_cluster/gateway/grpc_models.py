@@ -1,0 +1,150 @@
+"""`chorus.v1` chat messages to and from what the gateway works with."""
+
+from collections.abc import Iterable
+
+from chorus_cluster.errors import InvalidRequest
+from chorus_cluster.gateway import events as ev
+from chorus_cluster.gateway.completion import Completion
+from chorus_cluster.gateway.parse import parse_json
+from chorus_cluster.gateway.request import ChatRequest
+from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
+from chorus_protos.v1 import chat_pb2
+
+_ROLES = {
+    chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
+    chat_pb2.ROLE_DEVELOPER: Role.DEVELOPER,
+    chat_pb2.ROLE_USER: Role.USER,
+    chat_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
+    chat_pb2.ROLE_TOOL: Role.TOOL,
+}
+_EFFORTS = {
+    chat_pb2.REASONING_EFFORT_UNSPECIFIED: Effort.MEDIUM,
+    chat_pb2.REASONING_EFFORT_LOW: Effort.LOW,
+    chat_pb2.REASONING_EFFORT_MEDIUM: Effort.MEDIUM,
+    chat_pb2.REASONING_EFFORT_HIGH: Effort.HIGH,
+}
+_FINISH_REASONS: "dict[ev.FinishReason, chat_pb2.ChatFinishReason.ValueType]" = {
+    "stop": chat_pb2.CHAT_FINISH_REASON_STOP,
+    "length": chat_pb2.CHAT_FINISH_REASON_LENGTH,
+    "tool_calls": chat_pb2.CHAT_FINISH_REASON_TOOL_CALLS,
+}
+
+
+def request_from_pb(pb: chat_pb2.ChatCompletionRequest) -> ChatRequest:
+    """Converts a request.
+
+    Errors: `InvalidRequest`, with OpenAI's field names, for enum values and JSON that protobuf doesn't check.
+    """
+    if pb.reasoning_effort not in _EFFORTS:
+        raise InvalidRequest("reasoning_effort", "must be low, medium or high")
+    if pb.tool_choice not in chat_pb2.ToolChoice.values():
+        raise InvalidRequest("tool_choice", "must be auto or none")
+    return ChatRequest(
+        model=pb.model,
+        messages=tuple(_message(message, i) for i, message in enumerate(pb.messages)),
+        tools=tuple(_tool(tool, i) for i, tool in enumerate(pb.tools)),
+        tool_choice="none" if pb.tool_choice == chat_pb2.TOOL_CHOICE_NONE else "auto",
+        effort=_EFFORTS[pb.reasoning_effort],
+        include_reasoning=pb.include_reasoning if pb.HasField("include_reasoning") else True,
+        max_tokens=pb.max_completion_tokens if pb.HasField("max_completion_tokens") else None,
+        temperature=pb.temperature if pb.HasField("temperature") else 1.0,
+        top_p=pb.top_p if pb.HasField("top_p") else 1.0,
+        top_k=pb.top_k,
+        min_p=pb.min_p,
+        frequency_penalty=pb.frequency_penalty,
+        presence_penalty=pb.presence_penalty,
+        repetition_penalty=pb.repetition_penalty if pb.HasField("repetition_penalty") else 1.0,
+        seed=pb.seed if pb.HasField("seed") else None,
+        logit_bias=dict(pb.logit_bias),
+        stop=tuple(pb.stop),
+        top_logprobs=pb.top_logprobs if pb.HasField("top_logprobs") else None,
+    )
+
+
+def _message(pb: chat_pb2.ChatMessage, index: int) -> Message:
+    role = _ROLES.get(pb.role)
+    if role is None:
+        raise InvalidRequest(f"messages[{index}].role", "must be 'system', 'developer', 'user', 'assistant' or 'tool'")
+    return Message(
+        role=role,
+        content=pb.content,
+        reasoning=pb.reasoning or None,
+        tool_calls=tuple(ToolCall(call.id, call.name, call.arguments) for call in pb.tool_calls),
+        tool_call_id=pb.tool_call_id or None,
+        name=pb.name or None,
+    )
+
+
+def _tool(pb: chat_pb2.FunctionTool, index: int) -> Tool:
+    parameters = None
+    if pb.parameters_json:
+        field = f"tools[{index}].function.parameters"
+        try:
+            parameters = parse_json(pb.parameters_json.encode())
+        except InvalidRequest:
+            raise InvalidRequest(field, "is not valid JSON") from None
+        if not isinstance(parameters, dict):
+            raise InvalidRequest(field, "must be an object")
+    return Tool(pb.name, pb.description, parameters)
+
+
+def completion_to_pb(completion: Completion) -> chat_pb2.ChatCompletionResponse:
+    return chat_pb2.ChatCompletionResponse(
+        id=completion.id,
+        created=completion.created,
+        model=completion.model,
+        message=chat_pb2.ChatMessage(
+            role=chat_pb2.ROLE_ASSISTANT,
+            content=completion.content or "",
+            reasoning=completion.reasoning or "",
+            tool_calls=[
+                chat_pb2.ToolCall(id=call.id, name=call.name, arguments=call.arguments)
+                for call in completion.tool_calls
+            ],
+        ),
+        finish_reason=_FINISH_REASONS[completion.finished.reason],
+        usage=_usage(completion.finished.usage),
+        logprobs=map(_logprob, completion.logprobs),
+    )
+
+
+def deltas_to_pb(events: Iterable[ev.Event]) -> list[chat_pb2.ChatDelta]:
+    """The deltas of some events, in order. Log probabilities follow the text that they belong to."""
+    deltas: list[chat_pb2.ChatDelta] = []
+    for event in events:
+        if isinstance(event, ev.Answer):
+            if event.text:
+                deltas.append(chat_pb2.ChatDelta(content=event.text))
+            deltas += [chat_pb2.ChatDelta(logprob=_logprob(entry)) for entry in event.logprobs]
+        elif isinstance(event, ev.Reasoning):
+            deltas.append(chat_pb2.ChatDelta(reasoning=event.text))
+        elif isinstance(event, ev.ToolCallArguments):
+            call = chat_pb2.ToolCallDelta(index=event.index, arguments=event.text)
+            deltas.append(chat_pb2.ChatDelta(tool_call=call))
+        elif isinstance(event, ev.ToolCallStart):
+            call = chat_pb2.ToolCallDelta(index=event.index, id=event.id, name=event.name)
+            deltas.append(chat_pb2.ChatDelta(tool_call=call))
+        else:
+            deltas.append(chat_pb2.ChatDelta(finish_reason=_FINISH_REASONS[event.reason]))
+            deltas.append(chat_pb2.ChatDelta(usage=_usage(event.usage)))
+    return deltas
+
+
+def _usage(usage: ev.Usage) -> chat_pb2.Usage:
+    return chat_pb2.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+    )
+
+
+def _logprob(entry: ev.Logprob) -> chat_pb2.ContentLogprob:
+    return chat_pb2.ContentLogprob(sampled=_candidate(entry.sampled), top=map(_candidate, entry.top))
+
+
+def _candidate(candidate: ev.Candidate) -> chat_pb2.TokenLogprobEntry:
+    return chat_pb2.TokenLogprobEntry(
+        token=candidate.text, logprob=candidate.logprob, token_bytes=candidate.token_bytes
+    )

@@ -1,0 +1,160 @@
+"""The HTTP surface: OpenAI's chat completions and models, health, metrics, and the OpenAPI pages."""
+
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from chorus_cluster.errors import ChorusError, InvalidRequest, ModelNotFound
+from chorus_cluster.gateway import http_models as wire
+from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.http_chat import ChatResponse
+from chorus_cluster.gateway.http_io import RequestMiddleware, error_response, json_response, read_body
+from chorus_cluster.gateway.parse import parse_chat_body, parse_json
+from chorus_protos.v1 import engine_pb2
+
+# Several times what fits the longest context of gpt-oss, escaped and wrapped in messages.
+DEFAULT_MAX_BODY_BYTES = 8 * 2**20
+TIMEOUT_HEADER = "x-request-timeout-s"
+
+_BODY_REF = {"$ref": "#/components/schemas/ChatCompletionRequest"}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": wire.ErrorBody, "description": "The request can't be served as it is; `param` names the field."},
+    404: {"model": wire.ErrorBody, "description": "No such model."},
+    413: {"model": wire.ErrorBody, "description": "The body is too large."},
+    429: {"model": wire.ErrorBody, "description": "All queues are full; Retry-After says when to come back."},
+    500: {"model": wire.ErrorBody, "description": "The request failed."},
+    503: {"model": wire.ErrorBody, "description": "No worker can take the request."},
+    504: {"model": wire.ErrorBody, "description": f"The time that {TIMEOUT_HEADER} gave has passed."},
+}
+
+
+def build_http_app(
+    service: ChatService,
+    *,
+    metrics_page: Callable[[], Awaitable[bytes]] | None = None,
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    sends_request_id: bool = True,
+) -> FastAPI:
+    """Builds the application that serves `service`.
+
+    `metrics_page` makes the body of /metrics; by default this gateway's own metrics. `sends_request_id` is off where
+    the server around it adds x-request-id to responses.
+    """
+    app = FastAPI(title="Chorus", version="1", description="Chat completions by gpt-oss models.")
+    app.add_middleware(RequestMiddleware, metrics=service.metrics, sends_request_id=sends_request_id)
+    app.add_exception_handler(ChorusError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    _add_chat_route(app, service, max_body_bytes)
+    _add_model_routes(app, service)
+    _add_operations_routes(app, service, metrics_page)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _add_chat_route(app: FastAPI, service: ChatService, max_body_bytes: int) -> None:
+    @app.post(
+        "/v1/chat/completions",
+        response_model=None,
+        responses={200: {"model": wire.ChatCompletion}, **_ERRORS},
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _BODY_REF}}}},
+        tags=["chat"],
+        summary="Create a chat completion",
+    )
+    async def create_chat_completion(request: Request) -> Response:
+        """With `stream`, the answer is a stream of server-sent events that ends with `data: [DONE]`."""
+        deadline = _deadline(request)
+        body = await read_body(request.scope, request.receive, max_body_bytes)
+        parsed = parse_chat_body(parse_json(body))
+        return ChatResponse(service, parsed, deadline)
+
+
+def _deadline(request: Request) -> float | None:
+    """Seconds since the epoch by which the answer must be whole; None: no limit."""
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidRequest(TIMEOUT_HEADER, "must be a positive number of seconds")
+    return time.time() + seconds
+
+
+def _add_model_routes(app: FastAPI, service: ChatService) -> None:
+    @app.get("/v1/models", response_model=None, responses={200: {"model": wire.ModelList}}, tags=["models"])
+    async def list_models() -> Response:
+        info = await service.models.get()
+        return json_response({"object": "list", "data": [_model_body(info, service.started_at)]})
+
+    @app.get(
+        "/v1/models/{model:path}",
+        response_model=None,
+        responses={200: {"model": wire.Model}, 404: _ERRORS[404]},
+        tags=["models"],
+    )
+    async def get_model(model: str) -> Response:
+        info = await service.models.get()
+        if model != info.model:
+            raise ModelNotFound(model)
+        return json_response(_model_body(info, service.started_at))
+
+
+def _model_body(info: engine_pb2.ModelInfo, created: int) -> dict[str, Any]:
+    return {
+        "id": info.model,
+        "object": "model",
+        "created": created,
+        "owned_by": "chorus",
+        "max_model_len": info.max_model_len,
+    }
+
+
+def _add_operations_routes(
+    app: FastAPI, service: ChatService, metrics_page: Callable[[], Awaitable[bytes]] | None
+) -> None:
+    @app.get("/health", response_model=None, responses={503: _ERRORS[503]}, tags=["operations"])
+    async def health() -> Response:
+        """200 while a worker answers."""
+        await service.check_health()
+        return json_response({"status": "ok"})
+
+    @app.get("/metrics", response_model=None, tags=["operations"])
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        page = service.metrics.exposition() if metrics_page is None else await metrics_page()
+        return Response(page, media_type=CONTENT_TYPE_LATEST)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ChorusError)
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    message = f"{error.detail}: {request.method} {request.url.path}"
+    body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+    return json_response(body, error.status_code, dict(error.headers or {}))
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's schema, with the body of chat completions, which we parse ourselves."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        body = wire.ChatCompletionBody.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(body.pop("$defs"))
+        schemas["ChatCompletionRequest"] = body
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,69 @@
+"""The response to a chat request: JSON, or server-sent events."""
+
+import logging
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from chorus_cluster.errors import to_client_error
+from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.completion import collect, completion_body
+from chorus_cluster.gateway.http_io import LeaveWatch, json_response
+from chorus_cluster.gateway.parse import ParsedBody
+from chorus_cluster.gateway.sse import ChunkWriter
+from chorus_cluster.gateway.stream import ChatStream
+
+logger = logging.getLogger(__name__)
+
+_EVENT_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # Proxies that buffer answers (nginx) don't buffer this one.
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class ChatResponse(Response):
+    """Runs a parsed request and answers it; nothing runs before the server calls it.
+
+    Errors before the first byte are raised, and become responses of their own; later ones become an event. Whoever ends
+    the response, the client, the server or the engine, the request ends with it.
+    """
+
+    def __init__(self, service: ChatService, parsed: ParsedBody, deadline_unix_s: float | None) -> None:
+        super().__init__()
+        self._service = service
+        self._parsed = parsed
+        self._deadline_unix_s = deadline_unix_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with LeaveWatch(receive):
+            stream = await self._service.start(self._parsed.request, deadline_unix_s=self._deadline_unix_s)
+            try:
+                if self._parsed.stream:
+                    await self._send_events(stream, send)
+                    return
+                completion = await collect(stream)
+            finally:
+                await stream.aclose()
+        with_logprobs = self._parsed.request.top_logprobs is not None
+        await json_response(completion_body(completion, with_logprobs=with_logprobs))(scope, receive, send)
+
+    async def _send_events(self, stream: ChatStream, send: Send) -> None:
+        include_usage = self._parsed.include_usage
+        writer = ChunkWriter(stream.id, stream.created, stream.model, include_usage=include_usage)
+        await send({"type": "http.response.start", "status": 200, "headers": list(_EVENT_STREAM_HEADERS)})
+        await _send_piece(send, writer.role())
+        try:
+            async for events in stream:
+                await _send_piece(send, writer.events(events))
+        except Exception as error:  # The status is out: all that is left is to say so in the stream.
+            shown = to_client_error(error)
+            if shown is not error:
+                logger.exception("%s failed unexpectedly", stream.id)
+            await _send_piece(send, writer.error(shown))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send_piece(send: Send, piece: bytes) -> None:
+    await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -1,0 +1,153 @@
+"""What every HTTP route needs: bounded bodies, clients that leave, error bodies, request ids, counting."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import uuid
+from collections.abc import Callable
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chorus_cluster.errors import ChorusError, InternalError, PayloadTooLarge
+from chorus_cluster.gateway.metrics import GatewayMetrics
+
+logger = logging.getLogger(__name__)
+
+# Of the request that the current task works for; for log records.
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Nobody reads it; it stands in logs and metrics (as in nginx).
+CLIENT_LEFT_STATUS = 499
+
+
+class ClientLeft(Exception):
+    """The client closed its connection before it was answered."""
+
+
+async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
+    """Reads a request's body, as far as it may go.
+
+    Errors: `PayloadTooLarge`, before anything is read if the headers say so; `ClientLeft`.
+    """
+    length = Headers(scope=scope).get("content-length", "")
+    if length.isdecimal() and int(length) > limit_bytes:
+        raise PayloadTooLarge(limit_bytes)
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        body += message.get("body", b"")
+        if len(body) > limit_bytes:
+            raise PayloadTooLarge(limit_bytes)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+class LeaveWatch:
+    """Cancels what runs inside `async with` when the client leaves, and raises `ClientLeft` in its place."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._has_left = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "ASGI applications run in tasks"
+        self._task = task
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._watcher.cancel()
+        if not self._has_left:
+            return
+        if kind is not asyncio.CancelledError:
+            # Our cancellation came too late to be felt: take it here.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        # Not 0: somebody else cancelled the task too, and goes first.
+        if self._task.uncancel() == 0:
+            raise ClientLeft from None
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._has_left = True
+        self._task.cancel()
+
+
+def json_response(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(content, status, headers, media_type="application/json")
+
+
+def error_response(error: ChorusError) -> Response:
+    """OpenAI's error body with its status, and Retry-After where that is known."""
+    headers = {}
+    if (retry_after := error.retry_after_header()) is not None:
+        headers["retry-after"] = retry_after
+    if isinstance(error, PayloadTooLarge):
+        # The rest of the body is not going to be read.
+        headers["connection"] = "close"
+    return json_response(error.body(), error.http_status, headers)
+
+
+def new_request_id(offered: str | None) -> str:
+    """The client's own id for the request where it is sane, else a new one."""
+    if offered is not None and _SANE_REQUEST_ID.fullmatch(offered):
+        return offered
+    return uuid.uuid4().hex
+
+
+class RequestMiddleware:
+    """Outermost, in plain ASGI: gives each request its id, counts it, and answers what nobody caught."""
+
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, *, sends_request_id: bool) -> None:
+        self._app = app
+        self._metrics = metrics
+        # Off where the server around us (Ray Serve) sends the header itself.
+        self._sends_request_id = sends_request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        id = new_request_id(Headers(scope=scope).get("x-request-id"))
+        token = request_id.set(id)
+        status = 0
+
+        async def send_noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if self._sends_request_id:
+                    MutableHeaders(scope=message)["x-request-id"] = id
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, send_noting, lambda: status != 0)
+        finally:
+            route = scope.get("route")
+            path = getattr(route, "path", "other")
+            self._metrics.requests.labels(path, str(status or CLIENT_LEFT_STATUS)).inc()
+            request_id.reset(token)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, has_started: Callable[[], bool]) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except ClientLeft:
+            logger.debug("The client left before it was answered")
+        except Exception:  # The last resort: whatever it is must neither reach the client nor end the connection.
+            logger.exception("Request %s failed unexpectedly", request_id.get())
+            if not has_started():
+                await error_response(InternalError())(scope, receive, send)

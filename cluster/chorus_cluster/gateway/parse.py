@@ -1,0 +1,228 @@
+"""JSON body to `ChatRequest`: the way in for HTTP and for batch lines."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from chorus_cluster.errors import InvalidRequest
+from chorus_cluster.gateway.http_models import ChatCompletionBody, ChatMessage, ContentPart, FunctionTool
+from chorus_cluster.gateway.request import ChatRequest
+from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
+
+# No conversation that fits a context has more; bounds the time that checking takes.
+MAX_MESSAGES = 16384
+# Of an unknown field's name that is shown to the client.
+_MAX_SHOWN_PATH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedBody:
+    request: ChatRequest
+    stream: bool
+    include_usage: bool
+
+
+def parse_json(body: bytes) -> Any:
+    """Reads JSON. Malformed JSON or UTF-8, NaN, lone surrogates and nesting beyond 200 levels are InvalidRequest."""
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        # The parser's message tells what and where (line and column) and quotes nothing of the body.
+        raise InvalidRequest(None, f"The request body is not valid JSON: {error}") from None
+
+
+def parse_chat_body(value: Any) -> ParsedBody:
+    """Turns the JSON value of a chat completion's body into a request.
+
+    Errors: `InvalidRequest` for wrong types, unknown fields, and fields whose value is not served.
+    """
+    if not isinstance(value, dict):
+        raise InvalidRequest(None, "The request body must be a JSON object.")
+    # null means absent, for fields that are not known either.
+    value = {key: item for key, item in value.items() if item is not None}
+    messages = value.get("messages")
+    if isinstance(messages, list) and len(messages) > MAX_MESSAGES:
+        raise InvalidRequest("messages", f"holds {len(messages)} messages; at most {MAX_MESSAGES} are allowed")
+    try:
+        body = ChatCompletionBody.model_validate(value)
+    except ValidationError as error:
+        raise _to_invalid_request(error, value) from None
+    _refuse_unserved(body)
+    stream = bool(body.stream)
+    if body.stream_options is not None and not stream:
+        raise InvalidRequest("stream_options", "is only allowed with 'stream': true")
+    include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    return ParsedBody(_to_chat_request(body), stream, include_usage)
+
+
+def _to_chat_request(body: ChatCompletionBody) -> ChatRequest:
+    top_k = body.top_k or 0
+    return ChatRequest(
+        model=body.model,
+        messages=tuple(_to_message(message, f"messages[{i}]") for i, message in enumerate(body.messages)),
+        tools=tuple(_to_tool(tool) for tool in body.tools or ()),
+        tool_choice=parse_tool_choice(body.tool_choice),
+        effort=parse_effort(body.reasoning_effort),
+        include_reasoning=body.include_reasoning is not False,
+        max_tokens=_max_tokens(body),
+        temperature=_or(body.temperature, 1.0),
+        top_p=_or(body.top_p, 1.0),
+        top_k=0 if top_k == -1 else top_k,
+        min_p=_or(body.min_p, 0.0),
+        frequency_penalty=_or(body.frequency_penalty, 0.0),
+        presence_penalty=_or(body.presence_penalty, 0.0),
+        repetition_penalty=_or(body.repetition_penalty, 1.0),
+        seed=body.seed,
+        logit_bias=_logit_bias(body.logit_bias or {}),
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        top_logprobs=_top_logprobs(body),
+    )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _to_message(message: ChatMessage, where: str) -> Message:
+    if message.audio is not None:
+        raise InvalidRequest(f"{where}.audio", "is not supported: gpt-oss speaks text alone")
+    if message.function_call is not None:
+        raise InvalidRequest(f"{where}.function_call", "is not supported; use 'tool_calls'")
+    content = _text(message.content, f"{where}.content")
+    if content is None and message.role == "assistant":
+        content = message.refusal or ""
+    if content is None:
+        raise InvalidRequest(f"{where}.content", "is required")
+    reasoning = message.reasoning if message.reasoning is not None else message.reasoning_content
+    return Message(
+        role=Role(message.role),
+        content=content,
+        reasoning=reasoning,
+        tool_calls=tuple(
+            ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+            for call in message.tool_calls or ()
+        ),
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+    )
+
+
+def _text(content: str | list[ContentPart] | None, where: str) -> str | None:
+    if content is None or isinstance(content, str):
+        return content
+    for i, part in enumerate(content):
+        if part.type != "text":
+            raise InvalidRequest(f"{where}[{i}].type", "must be 'text': gpt-oss reads text alone")
+        if part.text is None:
+            raise InvalidRequest(f"{where}[{i}].text", "is required")
+    return "".join(part.text or "" for part in content)
+
+
+def _to_tool(tool: FunctionTool) -> Tool:
+    function = tool.function
+    return Tool(name=function.name, description=function.description or "", parameters=function.parameters)
+
+
+def parse_tool_choice(choice: str | dict[str, Any] | None) -> Any:
+    if choice is None or choice == "auto":
+        return "auto"
+    if choice == "none":
+        return "none"
+    raise InvalidRequest("tool_choice", "must be 'auto' or 'none': forced tool calls are not supported yet")
+
+
+def parse_effort(effort: str | None) -> Effort:
+    try:
+        return Effort.MEDIUM if effort is None else Effort(effort)
+    except ValueError:
+        raise InvalidRequest("reasoning_effort", "must be 'low', 'medium' or 'high': gpt-oss knows no other") from None
+
+
+def _max_tokens(body: ChatCompletionBody) -> int | None:
+    new, old = body.max_completion_tokens, body.max_tokens
+    if new is not None and old is not None and new != old:
+        raise InvalidRequest("max_tokens", "is an old name of 'max_completion_tokens': send one of them")
+    return old if new is None else new
+
+
+def _top_logprobs(body: ChatCompletionBody) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidRequest("top_logprobs", "is only allowed with 'logprobs': true")
+    return None
+
+
+def _logit_bias(biases: dict[str, float]) -> dict[int, float]:
+    # At most 10 digits: more can't be a token id, and would be slow to convert.
+    for key in biases:
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise InvalidRequest("logit_bias", f"has the key {key[:20]!r}; keys must be token ids, like '1734'")
+    return {int(key): bias for key, bias in biases.items()}
+
+
+def _refuse_unserved(body: ChatCompletionBody) -> None:
+    """Refuses what would change the answer and is not served, so that nobody takes an answer for what it is not."""
+    served: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "n": (lambda value: value == 1, "must be 1: send a request for each answer"),
+        "response_format": (lambda value: value == {"type": "text"}, "must be {'type': 'text'}: JSON comes unforced"),
+        "modalities": (lambda value: value == ["text"], "must be ['text']: gpt-oss speaks text alone"),
+        "audio": (lambda value: False, "is not supported: gpt-oss speaks text alone"),
+        "verbosity": (lambda value: value == "medium", "must be 'medium': gpt-oss knows no other"),
+        "web_search_options": (lambda value: False, "is not supported"),
+        "functions": (lambda value: value == [], "is not supported; use 'tools'"),
+        "function_call": (lambda value: False, "is not supported; use 'tool_choice'"),
+    }
+    for name, (is_served, message) in served.items():
+        value = getattr(body, name)
+        if value is not None and not is_served(value):
+            raise InvalidRequest(name, message)
+
+
+_TYPES = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+}
+
+
+def _to_invalid_request(error: ValidationError, value: Any) -> InvalidRequest:
+    """The deepest of Pydantic's findings; where a field may have one of several types, all that it may have."""
+    findings = [(_path(details, value), details) for details in error.errors(include_url=False)]
+    path = max((path for path, _ in findings), key=lambda path: path.count(".") + path.count("["))
+    found = [details for at, details in findings if at == path]
+    kind = found[0]["type"]
+    path = path[:_MAX_SHOWN_PATH]
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(path, ChatCompletionBody.model_fields, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return InvalidRequest(path, f"is not a known field{hint}")
+    if kind == "missing":
+        return InvalidRequest(path, "is required")
+    if kind == "literal_error":
+        return InvalidRequest(path, f"must be {found[0]['ctx']['expected']}")
+    types = dict.fromkeys(_TYPES[details["type"]] for details in found if details["type"] in _TYPES)
+    return InvalidRequest(path, f"must be {' or '.join(types)}" if types else "is invalid")
+
+
+def _path(details: ErrorDetails, value: Any) -> str:
+    """`messages[0].content`: Pydantic's location less the names of union branches, which are not in `value`."""
+    path = ""
+    location = details["loc"]
+    for depth, part in enumerate(location):
+        if isinstance(part, int) and isinstance(value, list):
+            path, value = f"{path}[{part}]", value[part]
+        elif isinstance(value, dict) and part in value:
+            path, value = f"{path}.{part}" if path else str(part), value[part]
+        elif depth == len(location) - 1 and details["type"] == "missing":
+            path = f"{path}.{part}" if path else str(part)
+    return path

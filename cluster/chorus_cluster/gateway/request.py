@@ -1,0 +1,42 @@
+"""A chat request as the gateway sees it, whichever door it came through."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from chorus_cluster.harmony.conversation import Effort, Message, Tool
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What HTTP, gRPC and batch lines are turned into. Types are right; `validate` checks values and limits.
+
+    Field names in error messages are those of OpenAI's chat completions, for gRPC as well.
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    # "none": tools are not shown to the model.
+    tool_choice: Literal["auto", "none"] = "auto"
+    effort: Effort = Effort.MEDIUM
+    # Whether the client wants to see the reasoning; the model reasons either way.
+    include_reasoning: bool = True
+    # Most tokens to generate, reasoning included. None: until the context is full.
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    # 0 is off.
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    # None: one is drawn.
+    seed: int | None = None
+    # Token id to what is added to its logit.
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    # Matched in the answer's text, and not part of it.
+    stop: tuple[str, ...] = ()
+    # None: no log probabilities. n: those of the answer's tokens, and of the n likeliest alternatives.
+    top_logprobs: int | None = None

@@ -1,0 +1,93 @@
+"""Events to the server-sent events of OpenAI's streaming chat completions.
+
+This runs for every message of every stream, so chunks are put together from text prepared once a stream: only what is
+new is encoded. Non-ASCII text is escaped, since some clients split lines at characters like U+2028.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from chorus_cluster.errors import ChorusError
+from chorus_cluster.gateway import events as ev
+
+DONE = b"data: [DONE]\n\n"
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class ChunkWriter:
+    """Writes the chunks of one stream. Each method returns whole events, ready to be sent."""
+
+    def __init__(self, id: str, created: int, model: str, *, include_usage: bool) -> None:
+        head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
+        self._head = f"data: {_encode(head)[:-1]}"
+        self._prefix = f'{self._head},"choices":[{{"index":0,"delta":'
+        usage = ',"usage":null' if include_usage else ""
+        self._suffix = f',"logprobs":null,"finish_reason":null}}]{usage}}}\n\n'
+        self._usage = usage
+        self._include_usage = include_usage
+
+    def role(self) -> bytes:
+        """The first chunk."""
+        return self._chunk('{"role":"assistant","content":""}').encode()
+
+    def events(self, events: Iterable[ev.Event]) -> bytes:
+        """The chunks of some events; with `Finished`, also the usage chunk if it was asked for, and the end mark."""
+        return "".join(map(self._event, events)).encode()
+
+    def error(self, error: ChorusError) -> bytes:
+        """An error after the first chunk, and the end mark."""
+        return f"data: {_encode(error.body())}\n\n".encode() + DONE
+
+    def _chunk(self, delta: str) -> str:
+        return f"{self._prefix}{delta}{self._suffix}"
+
+    def _event(self, event: ev.Event) -> str:
+        if isinstance(event, ev.Answer):
+            if event.logprobs:
+                return self._answer_with_logprobs(event)
+            return f'{self._prefix}{{"content":{_encode(event.text)}}}{self._suffix}'
+        if isinstance(event, ev.Reasoning):
+            return f'{self._prefix}{{"reasoning":{_encode(event.text)}}}{self._suffix}'
+        if isinstance(event, ev.ToolCallArguments):
+            call = f'{{"index":{event.index},"function":{{"arguments":{_encode(event.text)}}}}}'
+            return self._chunk(f'{{"tool_calls":[{call}]}}')
+        if isinstance(event, ev.ToolCallStart):
+            function = {"name": event.name, "arguments": ""}
+            start = {"index": event.index, "id": event.id, "type": "function", "function": function}
+            return self._chunk(_encode({"tool_calls": [start]}))
+        return self._finished(event)
+
+    def _answer_with_logprobs(self, event: ev.Answer) -> str:
+        logprobs = _encode({"content": [logprob_body(entry) for entry in event.logprobs]})
+        end = f',"logprobs":{logprobs},"finish_reason":null}}]{self._usage}}}\n\n'
+        return f'{self._prefix}{{"content":{_encode(event.text)}}}{end}'
+
+    def _finished(self, event: ev.Finished) -> str:
+        last = f'{self._prefix}{{}},"logprobs":null,"finish_reason":"{event.reason}"}}]{self._usage}}}\n\n'
+        if self._include_usage:
+            last += f'{self._head},"choices":[],"usage":{_encode(usage_body(event.usage))}}}\n\n'
+        return last + DONE.decode()
+
+
+def usage_body(usage: ev.Usage) -> dict[str, Any]:
+    """OpenAI's usage object."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def logprob_body(entry: ev.Logprob) -> dict[str, Any]:
+    """One element of OpenAI's `logprobs.content`."""
+    return {**_candidate_body(entry.sampled), "top_logprobs": [_candidate_body(other) for other in entry.top]}
+
+
+def _candidate_body(candidate: ev.Candidate) -> dict[str, Any]:
+    # JSON has no infinity; OpenAI sends -9999 for a token that can't be.
+    logprob = max(candidate.logprob, -9999.0)
+    return {"token": candidate.text, "logprob": logprob, "bytes": list(candidate.token_bytes)}

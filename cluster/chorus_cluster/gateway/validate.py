@@ -1,0 +1,117 @@
+"""The one validator: HTTP, gRPC and batch requests all pass here, so they are refused alike.
+
+Every check raises `InvalidRequest` (or a subclass) that names the field, in OpenAI's spelling, and what would be right.
+What concerns the conversation itself (roles, names, tool results that answer no call) is checked where it is rendered,
+in `chorus_cluster.harmony`.
+"""
+
+import math
+
+from chorus_cluster.errors import ContextTooLong, InvalidRequest, ModelNotFound
+from chorus_cluster.gateway.request import ChatRequest
+from chorus_protos.v1 import engine_pb2
+
+MAX_STOP_STRINGS = 4
+MAX_STOP_LENGTH = 256
+MAX_TOP_LOGPROBS = 20
+MAX_LOGIT_BIASES = 1024
+MAX_TOOLS = 512
+# A message is at least <|start|>, its role, <|message|> and <|end|>.
+MIN_TOKENS_PER_MESSAGE = 4
+# The densest text of practical use is indentation; beyond this a prompt is refused before the time is spent on
+# tokenizing it, which holds the event loop.
+MAX_CHARACTERS_PER_TOKEN = 32
+
+# Inclusive. The lowest repetition penalty keeps the division by it finite in single precision.
+_RANGES = {
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+    "repetition_penalty": (0.01, 100.0),
+}
+_INT32_MAX = 2**31 - 1
+
+
+def validate(request: ChatRequest, model: engine_pb2.ModelInfo) -> None:
+    """Checks values and limits of a request against the model that is to serve it.
+
+    Errors: `ModelNotFound`, `ContextTooLong` (when the messages can't fit, whatever their tokens), `InvalidRequest`.
+    """
+    if request.model != model.model:
+        raise ModelNotFound(request.model)
+    _check_messages(request, model.max_model_len)
+    _check_sampling(request, model.vocab_size)
+    _check_stop(request.stop)
+    if len(request.tools) > MAX_TOOLS:
+        raise InvalidRequest("tools", f"holds {len(request.tools)} tools; at most {MAX_TOOLS} are allowed")
+
+
+def max_new_tokens(request: ChatRequest, num_prompt_tokens: int, max_model_len: int) -> int:
+    """How many tokens may be generated for a rendered prompt, at least 1.
+
+    Errors: `ContextTooLong` when prompt and `max_completion_tokens` together exceed the context.
+    """
+    room = max_model_len - num_prompt_tokens
+    if room < 1:
+        raise ContextTooLong(
+            "messages",
+            f"take {num_prompt_tokens} tokens with their tools; "
+            f"the model's context is {max_model_len} tokens, answer included",
+        )
+    if request.max_tokens is None:
+        return room
+    if request.max_tokens > room:
+        raise ContextTooLong(
+            "max_completion_tokens",
+            f"is {request.max_tokens}, but {num_prompt_tokens} prompt tokens leave room for {room} "
+            f"in the model's context of {max_model_len} tokens",
+        )
+    return request.max_tokens
+
+
+def _check_messages(request: ChatRequest, max_model_len: int) -> None:
+    if not request.messages:
+        raise InvalidRequest("messages", "must hold at least one message")
+    num_messages = len(request.messages)
+    if num_messages * MIN_TOKENS_PER_MESSAGE > max_model_len:
+        raise ContextTooLong("messages", f"are {num_messages}: more than a context of {max_model_len} tokens holds")
+    num_characters = sum(len(message.content) + len(message.reasoning or "") for message in request.messages)
+    if num_characters > max_model_len * MAX_CHARACTERS_PER_TOKEN:
+        raise ContextTooLong(
+            "messages", f"hold {num_characters} characters: more than a context of {max_model_len} tokens holds"
+        )
+
+
+def _check_sampling(request: ChatRequest, vocab_size: int) -> None:
+    for name, (low, high) in _RANGES.items():
+        value = getattr(request, name)
+        # NaN fails this comparison too.
+        if not low <= value <= high:
+            raise InvalidRequest(name, f"must be from {low:g} to {high:g}, not {value:g}")
+    if not 0 <= request.top_k <= _INT32_MAX:
+        raise InvalidRequest("top_k", "must be 0 (off) or positive")
+    if request.max_tokens is not None and not 1 <= request.max_tokens <= _INT32_MAX:
+        raise InvalidRequest("max_completion_tokens", f"must be from 1 to {_INT32_MAX}")
+    if request.seed is not None and not -(2**63) <= request.seed < 2**63:
+        raise InvalidRequest("seed", "must fit into a signed 64-bit integer")
+    if request.top_logprobs is not None and not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
+        raise InvalidRequest("top_logprobs", f"must be from 0 to {MAX_TOP_LOGPROBS}, not {request.top_logprobs}")
+    if len(request.logit_bias) > MAX_LOGIT_BIASES:
+        raise InvalidRequest("logit_bias", f"must hold at most {MAX_LOGIT_BIASES} tokens")
+    for token_id, bias in request.logit_bias.items():
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequest("logit_bias", f"names token {token_id}; the vocabulary ends at {vocab_size - 1}")
+        if not math.isfinite(bias) or not -100 <= bias <= 100:
+            raise InvalidRequest(f"logit_bias.{token_id}", "must be from -100 to 100")
+
+
+def _check_stop(stop: tuple[str, ...]) -> None:
+    if len(stop) > MAX_STOP_STRINGS:
+        raise InvalidRequest("stop", f"must hold at most {MAX_STOP_STRINGS} strings")
+    for i, text in enumerate(stop):
+        if not text:
+            raise InvalidRequest(f"stop[{i}]", "must not be empty")
+        if len(text) > MAX_STOP_LENGTH:
+            raise InvalidRequest(f"stop[{i}]", f"must be at most {MAX_STOP_LENGTH} characters long")

@@ -1,0 +1,88 @@
+"""A gateway over a fake engine, reachable in every way a client has."""
+
+import asyncio
+import contextlib
+import datetime
+from collections.abc import AsyncIterator
+
+import grpc
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from tests.support.chat import ANSWER, encode
+
+from chorus_cluster.errors import ChorusError
+from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
+from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.routing.fake_client import FakeEngineClient
+from chorus_protos.v1 import chat_pb2_grpc
+
+
+@pytest.fixture
+def engine() -> FakeEngineClient:
+    return FakeEngineClient(encode(ANSWER))
+
+
+@pytest.fixture
+def service(engine: FakeEngineClient) -> ChatService:
+    return ChatService(engine, today=lambda: datetime.date(2025, 6, 28))
+
+
+@pytest.fixture
+def app(service: ChatService) -> FastAPI:
+    return build_http_app(service, max_body_bytes=100_000)
+
+
+@pytest.fixture
+async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+
+
+@pytest.fixture
+async def server_url(app: FastAPI) -> AsyncIterator[str]:
+    """The application behind a real server, for what only a socket shows."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off", ws="none"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    await serving
+
+
+class _Servicer(chat_pb2_grpc.ChatServiceServicer):
+    """Calls the methods as Serve does; grpc.aio takes a status from abort where Serve takes the exception."""
+
+    def __init__(self, service: ChatService) -> None:
+        self._methods = GrpcChatMethods(service)
+
+    async def CreateChatCompletion(self, request, context):  # type: ignore[no-untyped-def, override]
+        return await self._methods.CreateChatCompletion(request, context)
+
+    async def ListModels(self, request, context):  # type: ignore[no-untyped-def, override]
+        return await self._methods.ListModels(request, context)
+
+    async def StreamChatCompletion(self, request, context):  # type: ignore[no-untyped-def, override]
+        chunks = self._methods.StreamChatCompletion(request, context)
+        async with contextlib.aclosing(chunks):
+            try:
+                async for chunk in chunks:
+                    yield chunk
+            except ChorusError:
+                await context.abort(context.code(), context.details(), context.trailing_metadata())
+
+
+@pytest.fixture
+async def chat_stub(service: ChatService) -> AsyncIterator["chat_pb2_grpc.ChatServiceAsyncStub"]:
+    server = grpc.aio.server()
+    chat_pb2_grpc.add_ChatServiceServicer_to_server(_Servicer(service), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield chat_pb2_grpc.ChatServiceStub(channel)
+    await server.stop(None)
