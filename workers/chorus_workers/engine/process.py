@@ -123,14 +123,16 @@ def serve(link: Link, engine: Engine, info: RunnerInfo) -> None:
                     engine.abort(request_id)
                 case _:
                     raise TypeError(f"unknown message {type(message).__name__}")
-        if output := engine.step():
-            link.send(output)
+        output = engine.step()
         now = time.monotonic()
         if not engine.has_requests:
             engine.check_integrity()
+        # Before the output: who has seen the last stream end finds an idle engine.
         if now - reported_at >= _REPORT_INTERVAL_S or not engine.has_requests:
             reported_at = now
             link.send(Report(engine.load(), engine.stats))
+        if output:
+            link.send(output)
 
 
 def run(sock: socket.socket) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from zlib import crc32
 
 from chorus_workers.config import FAKE_MODEL_PREFIX
-from chorus_workers.runner.base import Batch, Runner, RunnerInfo, SampledToken, SampleRequest, StepResult
+from chorus_workers.runner.base import Batch, Runner, RunnerError, RunnerInfo, SampledToken, SampleRequest, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class FakeModel:
     body: int | None = None
     stop: int = 200002
     num_tokens: int | None = None
+    # The step of this number, counted from 1, fails as a lost device would.
+    fail_at_step: int | None = None
 
     @classmethod
     def from_config(cls, model: str) -> "FakeModel":
@@ -68,6 +70,7 @@ class FakeRunner(Runner):
         self._clock = clock
         self._sleep = sleep
         self._last_end = 0.0
+        self._num_steps = 0
         model_len = min(max_model_len or model.max_model_len, model.max_model_len)
         self._info = RunnerInfo(
             vocab_size=model.vocab_size,
@@ -84,6 +87,9 @@ class FakeRunner(Runner):
         return self._info
 
     def run(self, batch: Batch) -> StepResult:
+        self._num_steps += 1
+        if self._num_steps == self._model.fail_at_step:
+            raise RunnerError("the fake device is lost")
         sampled = [None if chunk.sample is None else self._sample(chunk.sample) for chunk in batch.chunks]
         now = self._clock()
         # Steps in a row keep their interval, as on a device that is always busy; after a pause a step is a whole one.
