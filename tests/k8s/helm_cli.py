@@ -121,6 +121,13 @@ class Rendered:
         return config
 
     @property
+    def application(self) -> dict[str, Any]:
+        """The one Serve application."""
+        (application,) = self.serve_config["applications"]
+        found: dict[str, Any] = application
+        return found
+
+    @property
     def head(self) -> dict[str, Any]:
         """The head group."""
         head: dict[str, Any] = self.spec["rayClusterConfig"]["headGroupSpec"]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._common.utils import import_attr
 from tests.k8s.helm_cli import CHART, Helm, Rendered, container, environment
 
 ON_CLAIM = {"modelVolume.existingClaim": "checkpoints", "config.model.path": "/models/gpt-oss-20b"}
@@ -34,8 +35,6 @@ def test_ports_of_service_pods_and_serve_agree(rendered: Rendered) -> None:
 
 
 def test_grpc_servicers_can_be_imported(defaults: Rendered) -> None:
-    from ray._common.utils import import_attr
-
     functions = defaults.serve_config["grpc_options"]["grpc_servicer_functions"]
     names = [import_attr(path).__name__ for path in functions]
     assert names == ["add_ChatServiceServicer_to_server", "add_HealthServicer_to_server"]
@@ -77,7 +76,7 @@ def test_pods_outlive_their_drain(rendered: Rendered) -> None:
 def test_without_volume_the_demo_model_comes_from_the_image(defaults: Rendered) -> None:
     for template in defaults.pod_templates.values():
         assert volumes(template).keys() == {"shm"}
-    assert defaults.serve_config["applications"][0]["args"]["model"] == {"path": "demo"}
+    assert defaults.application["args"]["model"] == {"path": "demo"}
 
 
 def test_claim_is_mounted_read_only_where_engines_run(helm: Helm) -> None:
@@ -109,7 +108,7 @@ def test_cpu_values_want_no_gpu(helm: Helm) -> None:
     rendered = helm.template(files=[CHART / "values-cpu.yaml"])
     assert rendered.pod_templates.keys() == {"head", "engine"}
     assert "gpu" not in yaml.safe_dump(rendered.spec["rayClusterConfig"]["workerGroupSpecs"])
-    assert rendered.serve_config["applications"][0]["args"]["workers"]["num_gpus"] == 0
+    assert rendered.application["args"]["workers"]["num_gpus"] == 0
 
 
 def test_head_gives_no_resources_away(rendered: Rendered) -> None:

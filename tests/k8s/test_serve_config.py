@@ -29,14 +29,8 @@ def is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def application(rendered: Rendered) -> dict[str, Any]:
-    (only,) = rendered.serve_config["applications"]
-    found: dict[str, Any] = only
-    return found
-
-
 def replicas(rendered: Rendered) -> dict[str, int]:
-    return {deployment["name"]: deployment["num_replicas"] for deployment in application(rendered)["deployments"]}
+    return {deployment["name"]: deployment["num_replicas"] for deployment in rendered.application["deployments"]}
 
 
 def test_serve_accepts_it_and_knows_every_field(rendered: Rendered) -> None:
@@ -58,7 +52,7 @@ def test_the_check_for_unknown_fields_sees_all_levels(defaults: Rendered) -> Non
 
 
 def test_the_application_accepts_its_args(rendered: Rendered) -> None:
-    parse(application(rendered)["args"], AppConfig)
+    parse(rendered.application["args"], AppConfig)
 
 
 def test_config_reaches_the_application(helm: Helm) -> None:
@@ -73,9 +67,10 @@ def test_config_reaches_the_application(helm: Helm) -> None:
             "kv": {"num_blocks": 123456789},
         },
         "routing": {"stats_period_s": 0.25},
+        "logging": {"level": "WARNING", "format": "text", "access": True},
     }
     rendered = helm.template({"config": config, "workerGroups.engine.replicas": 2})
-    args = application(rendered)["args"]
+    args = rendered.application["args"]
     for section, name in (("gateway", "Gateway"), ("workers", "Worker")):
         args[section]["replicas"] = replicas(rendered)[name]
     assert parse(args, AppConfig) == parse(config, AppConfig)
@@ -88,7 +83,7 @@ def test_scaling_leaves_the_arguments_alone(helm: Helm, defaults: Rendered) -> N
     )
     assert replicas(scaled) == {"Gateway": 5, "Worker": 4}
     assert replicas(defaults) == {"Gateway": 2, "Worker": 1}
-    assert application(scaled)["args"] == application(defaults)["args"]
+    assert scaled.application["args"] == defaults.application["args"]
 
 
 def test_values_schema_mirrors_the_configuration(values_schema: dict[str, Any]) -> None:
@@ -98,15 +93,17 @@ def test_values_schema_mirrors_the_configuration(values_schema: dict[str, Any]) 
     assert flattened(ours, values_schema["$defs"]) == flattened(generated, generated["$defs"])
 
 
-_BOUNDS = ("type", "minimum", "exclusiveMinimum", "maximum")
+_BOUNDS = ("type", "minimum", "exclusiveMinimum", "maximum", "enum")
 
 
 def flattened(schema: dict[str, Any], definitions: dict[str, Any], path: str = "config") -> dict[str, Any]:
-    """The keys of a JSON schema's sections, by path, with what they may hold (null aside: helm has no null)."""
+    """The keys of a JSON schema's sections, by path, with what they may hold."""
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     if "anyOf" in schema:
-        (schema,) = (choice for choice in schema["anyOf"] if choice != {"type": "null"})
+        choice, null = schema["anyOf"]
+        assert null == {"type": "null"}
+        schema = choice | {"type": [choice["type"], "null"]}
     if schema["type"] != "object":
         return {path: {bound: schema[bound] for bound in _BOUNDS if bound in schema}}
     assert schema["additionalProperties"] is False
@@ -114,6 +111,20 @@ def flattened(schema: dict[str, Any], definitions: dict[str, Any], path: str = "
     for name, value in schema["properties"].items():
         found |= flattened(value, definitions, f"{path}.{name}")
     return found
+
+
+def test_null_switches_off_what_it_can(helm: Helm) -> None:
+    rendered = helm.template({"config.workers.grpc_port": None})
+    assert parse(rendered.application["args"], AppConfig).workers.grpc_port is None
+
+
+def test_gateways_stay_out_of_the_engines_pods(helm: Helm, defaults: Rendered) -> None:
+    (gateway,) = (found for found in defaults.application["deployments"] if found["name"] == "Gateway")
+    selector = gateway["ray_actor_options"]["label_selector"]
+    assert selector == defaults.group("gateway")["labels"]
+    assert "labels" not in defaults.group("engine")
+    shared = helm.template({"workerGroups.engine.roles": ["gateway", "engine"]})
+    assert shared.group("engine")["labels"] == selector
 
 
 @pytest.mark.parametrize(("switches", "haproxy", "throughput"), [((True, False), "1", "0"), ((False, True), "0", "1")])

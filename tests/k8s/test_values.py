@@ -11,6 +11,7 @@ from tests.k8s.conftest import VALUE_FILES
 from tests.k8s.helm_cli import CHART, Helm, HelmError
 from tests.k8s.kube_schemas import KUBERNETES_VERSION
 
+BOTH_ROLES = ["gateway", "engine"]
 # Maps whose keys are the user's.
 FREE_MAPS = {"#/properties/global", "#/$defs/stringMap", "#/$defs/quantities"}
 
@@ -79,7 +80,9 @@ def test_every_default_is_documented_by_the_schema(values_schema: dict[str, Any]
         ("config.workers.replicas", 0, "minimum: got 0, want 1"),
         ("config.workers.max_num_seqs", 2.5, "got number, want integer"),
         ("config.model.path", "models/relative", "does not match pattern"),
+        ("config.logging.level", "LOUD", "value must be one of"),
         ("config.gateway", None, "missing property 'gateway'"),
+        ("workerGroups.engine.roles", [], "minItems: got 0, want 1"),
         ("workerGroups.engine.shmSize", "8GB", "does not match pattern"),
         ("workerGroups.engine.resources.limits.cpu", "four", "does not match pattern"),
         ("ports.http", 70000, "maximum: got 70,000, want 65,535"),
@@ -102,8 +105,11 @@ def test_refused_by_the_schema(helm: Helm, key: str, value: Any, complaint: str)
         ({"config.workers.shards": 2}, "1 engines (config.workers.replicas) of 2 GPUs each"),
         ({"config.workers.replicas": 2}, "the pods of workerGroups hold 1"),
         ({"workerGroups.engine.gpus": 0}, "the pods of workerGroups hold 0"),
-        ({"config.workers.num_gpus": 0}, "workerGroups.engine has GPUs, but config.workers.num_gpus is 0"),
-        ({"workerGroups": {"engine": None, "gateway": None}}, "workerGroups is empty"),
+        (
+            {"config.workers.num_gpus": 0, "workerGroups.gateway": None, "workerGroups.engine.roles": BOTH_ROLES},
+            "no engine would use them",
+        ),
+        ({"workerGroups": {"engine": None, "gateway": None}}, "no group of workerGroups has the role gateway"),
         ({"modelVolume.existingClaim": "models"}, 'config.model.path is "demo", which is not on the model volume'),
         (
             {"modelVolume.existingClaim": "models", "config.model.path": "/models-old/x"},
@@ -112,22 +118,13 @@ def test_refused_by_the_schema(helm: Helm, key: str, value: Any, complaint: str)
         ({"modelVolume": {"existingClaim": "a", "hostPath": "/b"}}, "existingClaim and hostPath are both set"),
         ({"modelVolume": {"hostPath": "/b", "subPath": "c"}}, "subPath is a folder of existingClaim"),
         (
-            {
-                "modelVolume.hostPath": "/srv",
-                "config.model.path": "/models/x",
-                "workerGroups.engine.mountModel": False,
-            },
-            "workerGroups.engine.mountModel must be true",
+            {"config.workers.num_gpus": 0, "workerGroups.engine.gpus": 0},
+            "the roles of workerGroups.gateway must include engine",
         ),
-        (
-            {
-                "modelVolume.hostPath": "/srv",
-                "config.model.path": "/models/x",
-                "config.workers.num_gpus": 0,
-                "workerGroups.engine.gpus": 0,
-            },
-            "workerGroups.gateway.mountModel must be true",
-        ),
+        ({"workerGroups.engine.roles": ["gateway"]}, "workerGroups.engine has GPUs: its roles must include engine"),
+        ({"workerGroups.gateway.roles": ["engine"]}, "no group of workerGroups has the role gateway"),
+        ({"config.gateway.replicas": 12}, "reserve 13 CPUs"),
+        ({"workerGroups.gateway.resources.limits.cpu": "2500m", "config.gateway.replicas": 14}, "have 14"),
         ({"objectStoreBytes": 2 * 1024**3}, "objectStoreBytes (2147483648) does not fit into the shmSize of gateway"),
         ({"ports.http": 8080}, "ports.http is 8080, which Ray or HAProxy uses"),
         ({"ports.grpc": 8000}, "ports.http and ports.grpc are both 8000"),

@@ -1,7 +1,9 @@
 {{- /* What a schema can't say: values that contradict each other, and would otherwise leave pods waiting for ever. */ -}}
 {{- define "chorus.check" -}}
 {{- include "chorus.check.model" . -}}
+{{- include "chorus.check.roles" . -}}
 {{- include "chorus.check.gpus" . -}}
+{{- include "chorus.check.cpus" . -}}
 {{- include "chorus.check.memory" . -}}
 {{- include "chorus.check.ports" . -}}
 {{- end -}}
@@ -20,24 +22,55 @@
 {{- if not (hasPrefix $root (printf "%s/" $path)) -}}
 {{- fail (printf "config.model.path is %q, which is not on the model volume; it must be %s or a folder below it" $path $volume.mountPath) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "chorus.check.roles" -}}
+{{- $gateways := list -}}
 {{- range $name, $group := .Values.workerGroups -}}
-{{- if and (not $.Values.config.workers.num_gpus) (not $group.mountModel) -}}
-{{- fail (printf "workerGroups.%s.mountModel must be true: engines that need no GPU may start in any group" $name) -}}
+{{- if has "gateway" $group.roles -}}
+{{- $gateways = append $gateways $name -}}
 {{- end -}}
-{{- if and $group.gpus (not $group.mountModel) -}}
-{{- fail (printf "workerGroups.%s.mountModel must be true: engines start where GPUs are" $name) -}}
+{{- if not (has "engine" $group.roles) -}}
+{{- if $group.gpus -}}
+{{- fail (printf "workerGroups.%s has GPUs: its roles must include engine" $name) -}}
+{{- end -}}
+{{- if not $.Values.config.workers.num_gpus -}}
+{{- fail (printf "config.workers.num_gpus is 0, so engines may start in any group: the roles of workerGroups.%s must include engine" $name) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- if not $gateways -}}
+{{- fail "no group of workerGroups has the role gateway: gateways have nowhere to run" -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* CPUs that Ray counts in a pod: KubeRay rounds the limit, or else the request, up. 0: none is set. */ -}}
+{{- define "chorus.cpus" -}}
+{{- $cpu := (.limits | default dict).cpu | default (.requests | default dict).cpu | default 0 | toString -}}
+{{- ternary (divf (trimSuffix "m" $cpu | float64) 1000.0) (float64 $cpu) (hasSuffix "m" $cpu) | ceil -}}
+{{- end -}}
+
+{{- define "chorus.check.cpus" -}}
+{{- $config := .Values.config -}}
+{{- $shards := mul $config.workers.replicas $config.workers.shards -}}
+{{- $needed := addf (mulf $config.gateway.replicas $config.gateway.num_cpus) (mulf $shards $config.workers.num_cpus) -}}
+{{- $there := 0.0 -}}
+{{- $counted := true -}}
+{{- range $name, $group := .Values.workerGroups -}}
+{{- $cpus := include "chorus.cpus" $group.resources | float64 -}}
+{{- $counted = and $counted (gt $cpus 0.0) -}}
+{{- $there = addf $there (mulf $group.replicas $cpus) -}}
+{{- end -}}
+{{- if and $counted (gt $needed $there) -}}
+{{- fail (printf "gateways and engines reserve %v CPUs (config.gateway and config.workers: replicas, shards, num_cpus), but the pods of workerGroups have %v" $needed $there) -}}
 {{- end -}}
 {{- end -}}
 
 {{- define "chorus.check.gpus" -}}
 {{- $workers := .Values.config.workers -}}
-{{- $perEngine := mulf ($workers.shards | default 1) ($workers.num_gpus | default 0) -}}
+{{- $perEngine := mulf $workers.shards $workers.num_gpus -}}
 {{- $engines := 0 -}}
-{{- if not .Values.workerGroups -}}
-{{- fail "workerGroups is empty: gateways and engines have nowhere to run" -}}
-{{- end -}}
 {{- range $name, $group := .Values.workerGroups -}}
 {{- if gt ($perEngine | float64) 0.0 -}}
 {{- $engines = add $engines (mul $group.replicas (floor (divf $group.gpus $perEngine) | int)) -}}

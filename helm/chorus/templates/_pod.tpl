@@ -6,8 +6,6 @@
   value: {{ ternary "1" "0" .Values.dataPlane.throughputOptimized | quote }}
 - name: RAY_USAGE_STATS_ENABLED
   value: "0"
-- name: CHORUS_LOG_LEVEL
-  value: {{ .Values.logging.level }}
 {{- end -}}
 
 {{- define "chorus.probes" -}}
@@ -121,7 +119,8 @@ topologySpreadConstraints:
 {{- /* A pod template. Takes root, group (a section of the values), component (the group's name), head (a boolean). */ -}}
 {{- define "chorus.podTemplate" -}}
 {{- $hasVolume := or .root.Values.modelVolume.existingClaim .root.Values.modelVolume.hostPath -}}
-{{- $pod := merge (dict "mountModel" (and $hasVolume .group.mountModel)) . -}}
+{{- $takesEngines := has "engine" (.group.roles | default list) -}}
+{{- $pod := merge (dict "mountModel" (and $hasVolume $takesEngines)) . -}}
 metadata:
   labels:
     {{- with .group.podLabels }}

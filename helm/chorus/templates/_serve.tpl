@@ -1,3 +1,9 @@
+{{- /* The Ray label of nodes that take gateways. Serve spreads replicas over all nodes that have room: without it, some
+would go to the engines' pods. */ -}}
+{{- define "chorus.gatewayLabel" -}}
+chorus/gateway
+{{- end -}}
+
 {{- /* The application's arguments: .Values.config, without the replica counts. Serve starts every replica anew when the
 arguments change, so counts go into `deployments`, which Serve changes in place. */ -}}
 {{- define "chorus.args" -}}
@@ -20,8 +26,8 @@ grpc_options:
     - chorus_protos.v1.chat_pb2_grpc.add_ChatServiceServicer_to_server
     - grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server
 logging_config:
-  encoding: {{ .Values.logging.encoding }}
-  log_level: {{ .Values.logging.level }}
+  encoding: {{ upper .Values.config.logging.format }}
+  log_level: {{ .Values.config.logging.level }}
 applications:
   - name: chorus
     route_prefix: /
@@ -31,6 +37,11 @@ applications:
     deployments:
       - name: Gateway
         num_replicas: {{ .Values.config.gateway.replicas }}
+        # All of them: Serve takes these instead of the application's, not over them.
+        ray_actor_options:
+          num_cpus: {{ .Values.config.gateway.num_cpus }}
+          label_selector:
+            {{ include "chorus.gatewayLabel" . }}: "true"
       - name: Worker
         num_replicas: {{ .Values.config.workers.replicas }}
 {{- end -}}
