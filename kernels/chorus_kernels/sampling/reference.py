@@ -49,6 +49,7 @@ def apply_penalties(
 def truncation_threshold(z: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """The least z that may be drawn: a token is kept when its z is at least this. [S, N] to [S], both float32.
 
+    z: log probabilities but for a constant, the largest of each row 0 or near it (they are exponentiated as they are).
     top_k: int64 [S], 0 is off; top_p, min_p: float32 [S], off at 1 and 0. Each looks at what the ones before it kept:
     min-p keeps p >= min_p max(p); top-k keeps the k likeliest; top-p the fewest likeliest with mass >= top_p.
     """
@@ -103,16 +104,16 @@ def top_logprobs(logits: Tensor, chosen: int, count: int) -> tuple[float, list[i
 
 
 def _nucleus_threshold(z: Tensor, top_p: Tensor) -> Tensor:
-    """The least z of each nucleus, float32 [S]; z: [S, N], -inf where already dropped.
+    """The least z of each nucleus, float32 [S]; z: [S, N], at most 0, -inf where already dropped.
 
     A partition suffices: the likeliest few tokens, more of them only while their mass falls short.
     """
     num_tokens = z.shape[-1]
-    normaliser = z.logsumexp(-1, keepdim=True)
+    total = z.exp().sum(-1, keepdim=True, dtype=torch.float64)
     count = min(_FIRST_NUCLEUS, num_tokens)
     while True:
         likeliest = z.topk(count, -1).values
-        mass = (likeliest - normaliser).double().exp().cumsum(-1)  # [S, count]
+        mass = likeliest.double().exp().cumsum(-1) / total  # [S, count]
         short = mass < top_p.unsqueeze(-1)
         if count == num_tokens or not bool(short[:, -1].any()):
             # The first entry that reaches the mass belongs to the nucleus; rounding may leave it short at the very end.

@@ -37,6 +37,8 @@ class ReferenceRunner(Runner):
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepResult:
         sampled: list[SampledToken | None] = [None] * len(batch.chunks)
+        if not batch.chunks:
+            return StepResult(sampled)
         wanted = [(i, chunk.sample) for i, chunk in enumerate(batch.chunks) if chunk.sample is not None]
         last_hidden = self.forward(batch.chunks)
         if wanted:

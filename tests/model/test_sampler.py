@@ -1,0 +1,110 @@
+"""The runner's sampler: each request by its own parameters, over plain and compact vocabularies."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from chorus_workers.model.weights import Vocabulary
+from chorus_workers.runner.base import SampleRequest
+from chorus_workers.runner.sampler import Sampler
+from chorus_workers.sampling_params import SamplingParams
+
+NUM_ROWS = 12
+# Rows 0 to 11 are the token ids 100, 107, 114, ...; id 3 and others have none.
+COMPACT_IDS = torch.arange(NUM_ROWS) * 7 + 100
+
+
+def compact_vocabulary() -> Vocabulary:
+    rows = torch.full((300,), -1).index_copy_(0, COMPACT_IDS, torch.arange(NUM_ROWS))
+    return Vocabulary(rows.clamp_min(0), rows, COMPACT_IDS)
+
+
+def request(tokens: tuple[int, ...] = (100, 3), num_prompt_tokens: int = 1, **params: Any) -> SampleRequest:
+    return SampleRequest(SamplingParams(**({"temperature": 0.0} | params)), tokens, num_prompt_tokens)
+
+
+def logits(*rows: int) -> torch.Tensor:
+    """One distribution for each row named, which is its likeliest."""
+    values = torch.linspace(-1, 1, NUM_ROWS).repeat(len(rows), 1)
+    values[torch.arange(len(rows)), list(rows)] = 3.0
+    return values
+
+
+def test_greedy_gives_token_ids() -> None:
+    drawn = Sampler(compact_vocabulary()).draw(logits(2, 11), [request(), request()])
+    assert [(token.token_id, token.failed, token.logprob, token.top) for token in drawn] == [
+        (114, False, None, ()),
+        (177, False, None, ()),
+    ]
+
+
+def test_logit_bias_goes_by_token_id_and_ignores_unlisted_ones() -> None:
+    drawn = Sampler(compact_vocabulary()).draw(
+        logits(2, 2, 2), [request(logit_bias={128: 50.0, 3: 100.0}), request(logit_bias={114: -100.0}), request()]
+    )
+    assert [token.token_id for token in drawn] == [128, 177, 114]
+
+
+def test_penalties_count_generated_tokens_only_where_they_should() -> None:
+    sampler = Sampler(compact_vocabulary())
+    in_prompt = request((114, 3, 177), 2, presence_penalty=2.0, frequency_penalty=2.0)
+    generated = request((3, 114, 114), 1, frequency_penalty=2.0)
+    repeated = request((114, 3, 3), 2, repetition_penalty=4.0)
+    drawn = sampler.draw(logits(2, 2, 2), [in_prompt, generated, repeated])
+    assert [token.token_id for token in drawn] == [114, 177, 177]
+
+
+def test_log_probabilities_are_after_bias_and_penalties_and_before_temperature() -> None:
+    raw = logits(2)
+    adjusted = raw[0].clone()
+    adjusted[5] += 1.5
+    adjusted[3] -= 2 * 0.5 + 0.25
+    expected = adjusted.double().log_softmax(-1)
+    params: dict[str, Any] = {"logit_bias": {135: 1.5}, "frequency_penalty": 0.5, "presence_penalty": 0.25}
+    drawn = Sampler(compact_vocabulary()).draw(
+        raw, [request((100, 121, 121), 1, temperature=0.01, top_k=1, num_top_logprobs=3, **params)]
+    )[0]
+    order = expected.argsort(descending=True)[:3]
+    assert drawn.token_id == 114 and drawn.logprob == pytest.approx(float(expected[2]), abs=1e-6)
+    assert [token for token, _ in drawn.top] == COMPACT_IDS[order].tolist()
+    assert [value for _, value in drawn.top] == pytest.approx(expected[order].tolist(), abs=1e-6)
+
+
+def test_zero_top_logprobs_still_gives_the_tokens_own() -> None:
+    drawn = Sampler(compact_vocabulary()).draw(logits(1), [request(num_top_logprobs=0)])[0]
+    assert drawn.logprob is not None and drawn.top == ()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_fail_their_request_alone(value: float, temperature: float) -> None:
+    good = [request(seed=5, temperature=temperature), request(seed=6, temperature=temperature, num_top_logprobs=2)]
+    alone = Sampler(compact_vocabulary()).draw(logits(4, 7), good)
+    values = logits(4, 1, 7)
+    values[1, 9] = value
+    bad = request(temperature=temperature, num_top_logprobs=1, top_p=0.5, logit_bias={100: 1.0}, presence_penalty=1.0)
+    drawn = Sampler(compact_vocabulary()).draw(values, [good[0], bad, good[1]])
+    assert [token.failed for token in drawn] == [False, True, False]
+    assert [drawn[0], drawn[2]] == alone
+
+
+def test_seeded_draws_are_the_same_alone_in_a_crowd_and_in_another_vocabulary() -> None:
+    requests = [request(tuple(range(i + 1)), temperature=1.0, seed=i * 2**60 + 1) for i in range(10)]
+    values = torch.randn(10, NUM_ROWS, generator=torch.Generator().manual_seed(0))
+    crowd = [token.token_id for token in Sampler(compact_vocabulary()).draw(values.clone(), requests)]
+    for i, one in enumerate(requests):
+        assert Sampler(compact_vocabulary()).draw(values[i : i + 1].clone(), [one])[0].token_id == crowd[i]
+    full = torch.full((10, 300), -50.0)
+    full[:, COMPACT_IDS] = values
+    assert [token.token_id for token in Sampler(Vocabulary.plain(300)).draw(full, requests)] == crowd
+    assert len(set(crowd)) > 3
+
+
+def test_greedy_and_random_requests_mix() -> None:
+    values = torch.zeros(3, NUM_ROWS)
+    values[:, 6] = 0.5
+    requests = [request(), request(temperature=1.0, seed=1), request()]
+    drawn = [token.token_id for token in Sampler(compact_vocabulary()).draw(values.clone(), requests)]
+    assert drawn[0] == drawn[2] == 142
+    assert drawn[1] == Sampler(compact_vocabulary()).draw(values[:1], [requests[1]])[0].token_id
