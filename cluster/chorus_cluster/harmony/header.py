@@ -26,6 +26,7 @@ _CHANNEL: Final = re.compile(r"\s*(analysis|commentary|final)(?![_-])")
 _UNMARKED_CHANNEL: Final = re.compile(r"(analysis|commentary|final)(?![_-])")
 _OTHER_CHANNEL: Final = re.compile(r"\s*([\w-]+)(?=\s*$|\s+to=|\s+json\s*$)")
 _RECIPIENT: Final = re.compile(r"\s*to=\s*([A-Za-z0-9_.-]+)")
+_CHANNEL_AT_END: Final = re.compile(r"(?<=.)(?:analysis|commentary|final)$")
 _BARE_FUNCTION: Final = re.compile(r"\s+(functions\.[A-Za-z0-9_.-]+)")
 _BARE_NAME_WITH_TYPE: Final = re.compile(r"\s+(?!json)([A-Za-z_][A-Za-z0-9_.-]*)(?=\s+json\s*$)")
 _BARE_NAME: Final = re.compile(r"\s+(?!json)([A-Za-z_][A-Za-z0-9_.-]*)(?=\s*$)")
@@ -117,7 +118,7 @@ def read_header(segments: list[Segment], origin: Origin, *, closed: bool, cut: b
     """
     reader = _Reader(segments, origin, closed)
     for position, segment in enumerate(segments):
-        reader.read(segment)
+        reader.read(segment, is_last_of_kind=all(later.marker != segment.marker for later in segments[position + 1 :]))
         rest = segment.after(reader.num_bytes_read)
         rest_text = b"".join(rest.pieces).decode(errors="replace")
         is_last = position == len(segments) - 1
@@ -162,18 +163,18 @@ class _Reader:
     def num_bytes_read(self) -> int:
         return len(self.text[: self.position].encode())
 
-    def read(self, segment: Segment) -> None:
+    def read(self, segment: Segment, *, is_last_of_kind: bool) -> None:
         self.text = segment.text
         self.position = 0
         self.token_ends = set(itertools.accumulate(map(len, segment.pieces)))
         if segment.marker == CHANNEL:
-            self._read_channel()
+            self._read_channel(any_word=self.closed and is_last_of_kind)
             self._read_recipients()
             self._read_bare_recipient()
             if self.closed or self.header.recipients:
                 self._read_content_type()
         elif segment.marker == CONSTRAIN:
-            self._read_content_type(any_word=self.closed)
+            self._read_content_type(any_word=self.closed and is_last_of_kind)
             self._read_recipients()
         else:
             self._read_role()
@@ -190,10 +191,13 @@ class _Reader:
     def _take_token(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
         """Take a match only where a token ends too: "final" before "The", but not in "finally"."""
         match = pattern.match(self.text, self.position)
-        if match and len(self.text[: match.end()].encode()) in self.token_ends:
+        if match and self._is_token_end(match.end()):
             self.position = match.end()
             return match
         return None
+
+    def _is_token_end(self, position: int) -> bool:
+        return len(self.text[:position].encode()) in self.token_ends
 
     def _read_role(self) -> None:
         header = self.header
@@ -212,10 +216,10 @@ class _Reader:
             header.channel = channel[1]
             header.repairs.append(Repair.MISSING_CHANNEL)
 
-    def _read_channel(self) -> None:
+    def _read_channel(self, *, any_word: bool) -> None:
         header = self.header
         channel = self._take_token(_CHANNEL)
-        if channel is None and (self.closed or "to=" in self.text) and (channel := self._take(_OTHER_CHANNEL)):
+        if channel is None and (any_word or "to=" in self.text) and (channel := self._take(_OTHER_CHANNEL)):
             header.repairs.append(Repair.UNKNOWN_CHANNEL)
         if channel is None:
             return
@@ -225,7 +229,19 @@ class _Reader:
 
     def _read_recipients(self) -> None:
         while recipient := self._take(_RECIPIENT):
-            self.header.recipients.append(recipient[1])
+            earlier = next((name for name in self.header.recipients if recipient[1].startswith(name)), recipient[1])
+            self.position -= len(recipient[1]) - len(earlier)  # a doubled name, and the body sticks to it
+            self.header.recipients.append(earlier)
+            if not self.has_channel_part:
+                self._split_channel_off(recipient)
+
+    def _split_channel_off(self, recipient: re.Match[str]) -> None:
+        """Tell "to=functions.f" and "commentary" apart where the `<|channel|>` between them was lost."""
+        channel = _CHANNEL_AT_END.search(recipient[1])
+        if channel and self._is_token_end(recipient.start(1) + channel.start()):
+            self.header.recipients[-1] = recipient[1][: channel.start()]
+            self.header.channel = channel[0]
+            self.header.repairs.append(Repair.MISSING_CHANNEL)
 
     def _read_bare_recipient(self) -> None:
         """Take a recipient without "to=": a function's full name, or a single word that JSON is meant for."""
