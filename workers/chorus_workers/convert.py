@@ -79,7 +79,7 @@ def chunk_to_pb(chunk: TokenChunk) -> engine_pb2.GenerateResponse:
     if chunk.finish_reason is not None:
         response.finish_reason = engine_pb2.FinishReason.ValueType(chunk.finish_reason)
         response.error_message = chunk.error_message
-    if chunk.queue_time_s:
+    if chunk.queue_time_s or chunk.num_cached_tokens:
         response.queue_time_s = chunk.queue_time_s
         response.num_cached_tokens = chunk.num_cached_tokens
     return response

@@ -81,8 +81,16 @@ class WorkerCollector(Collector):
             ("chorus_generated_tokens", "Tokens generated.", stats.num_generated_tokens),
             ("chorus_computed_tokens", "Tokens computed, recomputation included.", stats.num_computed_tokens),
             ("chorus_preemptions", "Requests that gave up their KV memory for others.", stats.num_preemptions),
-            ("chorus_prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.num_prefix_queries),
-            ("chorus_prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.num_prefix_hits),
+            (
+                "chorus_prefix_cache_queries",
+                "Prompt tokens looked up in the prefix cache; 0 without one.",
+                stats.num_prefix_queries,
+            ),
+            (
+                "chorus_prefix_cache_hits",
+                "Prompt tokens found in the prefix cache; 0 without one.",
+                stats.num_prefix_hits,
+            ),
         ):
             yield CounterMetricFamily(name, text, value)
         finished = CounterMetricFamily("chorus_requests_finished", "Requests ended, by reason.", labels=["reason"])
