@@ -105,6 +105,8 @@ class WorkersConfig:
     merge_interval_s: Amount = 0.015
     # Port of the worker's own EngineService. 0: any free one. null: off.
     grpc_port: Annotated[int, Field(strict=True, ge=0, le=65535)] | None = 0
+    # The address it listens on. Nothing authenticates its callers: only for networks that are trusted.
+    grpc_host: Text = "127.0.0.1"
     # Threads of the CPU runner. Unset: it decides.
     num_threads: Count | None = None
     # CPUs and GPUs that Ray reserves for a worker (for each shard, if it has several).

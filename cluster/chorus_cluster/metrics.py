@@ -24,6 +24,7 @@ HUB_NAME = "chorus-metrics"
 HUB_NAMESPACE = "chorus"
 PUSH_INTERVAL_S = 1.0
 STALE_AFTER_S = 5.0
+_HUB_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +90,25 @@ def hub() -> Any:
     ).remote()
 
 
-async def push_forever(role: str, replica: str, render: Callable[[], str]) -> None:
+async def push_forever(render: Callable[[], Page]) -> None:
     """Pushes a replica's page until cancelled. A hub that is away costs this page, nothing else."""
     actor = hub()
     while True:
+        page = render()
         try:
-            await actor.push.remote(role, replica, render())
+            await actor.push.remote(page.role, page.replica, page.text)
         except RayError as error:
             logger.warning("Could not push metrics: %s", type(error).__name__)
         await asyncio.sleep(PUSH_INTERVAL_S)
 
 
-async def cluster_page() -> str:
-    """The merged page of all replicas.
-
-    Errors: RayError if the hub is away.
-    """
-    pages: list[Page] = await hub().pages.remote()
-    return merge(pages)
+async def cluster_page(own: Page) -> bytes:
+    """The merged page of all replicas; the caller's own is the one given. Without the hub, it is all there is."""
+    try:
+        async with asyncio.timeout(_HUB_TIMEOUT_S):
+            pages: list[Page] = await hub().pages.remote()
+    except (RayError, TimeoutError) as error:
+        logger.warning("Could not fetch the other replicas' metrics: %s", type(error).__name__)
+        pages = []
+    others = [page for page in pages if (page.role, page.replica) != (own.role, own.replica)]
+    return merge([own, *others]).encode()

@@ -67,7 +67,7 @@ class ServeEngineClient:
 
     def __init__(
         self,
-        generate: Callable[[engine_pb2.GenerateRequest], ResponseStream],
+        generate: Callable[[engine_pb2.GenerateRequest], Any],
         model_info: Callable[[engine_pb2.GetModelInfoRequest], Any],
         policy: RetryPolicy,
         on_retry: Callable[[str], None] = lambda reason: None,
@@ -131,7 +131,7 @@ class ServeEngineClient:
     ) -> AsyncGenerator[engine_pb2.GenerateResponse, None]:
         # A context of its own: Serve would take calls of one HTTP request for one, and couldn't tell them apart.
         context = contextvars.Context()
-        stream = context.run(self._generate, request)
+        stream: ResponseStream = context.run(self._generate, request)
         try:
             response = await _first(stream, context, _seconds_left(request))
             if response.HasField("refusal"):

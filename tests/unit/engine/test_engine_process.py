@@ -54,6 +54,18 @@ async def wait_for(condition: Callable[[], bool], timeout_s: float = 5.0) -> Non
             await asyncio.sleep(0.005)
 
 
+def test_it_runs_on_the_event_loop_of_a_serve_replica() -> None:
+    uvloop = pytest.importorskip("uvloop", reason="Ray Serve runs on it where it is installed")
+
+    async def ask_one() -> list[TokenChunk]:
+        async with running(config()) as engine:
+            return await read_all(engine.submit(ask(max_tokens=3)))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        chunks = runner.run(asyncio.wait_for(ask_one(), 30))
+    assert [token for chunk in chunks for token in chunk.token_ids] == [9, 9, 9]
+
+
 def is_gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 from chorus_workers.config import WorkerConfig
 from chorus_workers.engine.messages import Abort, Decoder, Failed, Ready, Report, Submit, encode
@@ -235,8 +236,8 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports, which are Ray's, are no subclasses of asyncio.Transport.
+        self._transport = cast(asyncio.Transport, transport)
         self._engine._connected(self)
 
     def data_received(self, data: bytes) -> None:

@@ -1,0 +1,5 @@
+"""The `chorus` command."""
+
+from chorus_cluster.cli.main import main
+
+__all__ = ["main"]

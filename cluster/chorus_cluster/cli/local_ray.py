@@ -1,0 +1,179 @@
+"""A Ray cluster of our own on this machine, that leaves nothing behind.
+
+It gets a folder and a secret of its own, and listens for other machines only where the configuration says so; Ray's
+files, HAProxy's files and logs are all in that folder, which is removed at the end (kept, if the start failed).
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from chorus_cluster.config import ClusterConfig
+
+logger = logging.getLogger(__name__)
+
+_OBJECT_STORE_BYTES = 100 * 2**20
+_EXIT_TIMEOUT_S = 5.0
+# HAProxy's pages of its own and the proxy that it falls back on: by default fixed ports, that two clusters on one
+# machine would fight for.
+_PORT_VARIABLES = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+
+
+class StartError(Exception):
+    """The cluster can't start; the message is for the user."""
+
+
+class LocalRay:
+    """A context in which Ray runs and this process is connected to it. Must be entered before `ray` is imported."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config = config
+        self._folder = Path(tempfile.mkdtemp(prefix="chorus-"))
+        self._children: dict[int, psutil.Process] = {}
+
+    @property
+    def logs(self) -> Path:
+        return self._folder / "session_latest" / "logs"
+
+    def __enter__(self) -> Self:
+        check_ports(self._config)
+        os.environ.update(ray_environment(self._config, self._folder))
+        import ray
+
+        try:
+            ray.init(
+                address="local",
+                num_cpus=self._config.ray.num_cpus or required_cpus(self._config),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(self._folder),
+            )
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+        if not isinstance(error, StartError):
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def remember_processes(self) -> None:
+        """Notes what runs below this process now: parents may end before their children do."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._children |= {child.pid: child for child in psutil.Process().children(recursive=True)}
+
+    def _end(self) -> None:
+        import ray
+
+        # From here on nothing waits for anyone: a signal could only leave processes behind.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        self.remember_processes()
+        ray.shutdown()
+        _, alive = psutil.wait_procs(self._children.values(), timeout=_EXIT_TIMEOUT_S)
+        for process in alive:
+            logger.warning("Ending process %d, which outlived Ray", process.pid)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=_EXIT_TIMEOUT_S)
+
+
+class JoinedRay:
+    """A context in which this process is connected to a Ray cluster that others run. Its environment is theirs."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._address = config.ray.address
+
+    def __enter__(self) -> Self:
+        import ray
+
+        try:
+            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise StartError(f"ray.address: no cluster answers at {self._address}: {error}") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import ray
+
+        ray.shutdown()
+
+
+def ray_environment(config: ClusterConfig, folder: Path) -> dict[str, str]:
+    """The environment variables that make Ray and Serve run as the configuration says."""
+    haproxy = folder / "haproxy"
+    values = {
+        "RAY_SERVE_ENABLE_HA_PROXY": str(int(config.data_plane.haproxy)),
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": str(int(config.data_plane.throughput_optimized)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        # These wait for load balancers elsewhere to notice that a gateway goes. There are none.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.1",
+        # A secret of this cluster's, so that no one else on the network can hand it work; and no file in the home
+        # folder, which may not exist.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Said at every end: the controller, asked to shut down, died before it answered. So it should.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown failed",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    values.update(zip(_PORT_VARIABLES, map(str, _free_ports(len(_PORT_VARIABLES))), strict=True))
+    return values
+
+
+def required_cpus(config: ClusterConfig) -> int:
+    """CPUs that the deployments reserve, rounded up. Ray starts as many processes ahead, so not more than needed."""
+    gateways = config.gateway.replicas * config.gateway.num_cpus
+    workers = config.workers.replicas * config.workers.shards * config.workers.num_cpus
+    return max(1, -int(-(gateways + workers) // 1))
+
+
+def check_ports(config: ClusterConfig) -> None:
+    """Errors: StartError if another process has one of the configured ports."""
+    for name, port in (("http.port", config.http.port), ("grpc.port", config.grpc.port)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.http.host, port))
+            except OSError as error:
+                address = f"{config.http.host}:{port}"
+                raise StartError(f"{name}: can't listen on {address} ({error.strerror}); choose another") from None
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        return list(_bind_free(stack, count))
+
+
+def _bind_free(stack: contextlib.ExitStack, count: int) -> Iterator[int]:
+    for _ in range(count):
+        probe = stack.enter_context(socket.socket())
+        probe.bind(("", 0))
+        yield int(probe.getsockname()[1])

@@ -1,0 +1,161 @@
+"""`chorus serve`: the whole cluster on this machine, or the application on a cluster that is there."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Self
+
+import httpx
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from chorus_cluster.cli.local_ray import JoinedRay, LocalRay, StartError
+from chorus_cluster.config import ClusterConfig, ConfigError, load
+
+_QUESTION = "What is Chorus?"
+_ANSWER_TIMEOUT_S = 120.0
+_MAX_ANSWER_TOKENS = 256
+
+_OVERRIDES = {
+    "model": "model.path",
+    "name": "model.name",
+    "shards": "workers.shards",
+    "workers": "workers.replicas",
+    "gateways": "gateway.replicas",
+    "host": "http.host",
+    "http_port": "http.port",
+    "grpc_port": "grpc.port",
+    "address": "ray.address",
+}
+
+
+def serve(
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings, in YAML; options here win.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="PATH", help="A checkpoint's folder, or demo.")] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker replicas.")] = None,
+    shards: Annotated[int | None, typer.Option(help="Shards of each worker's engine.")] = None,
+    gateways: Annotated[int | None, typer.Option(help="Gateway replicas.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    http_port: Annotated[int | None, typer.Option("--http-port", "--port", help="Port of the HTTP API.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port of the gRPC API.")] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster to join.")] = None,
+) -> None:
+    """Serve a model until Ctrl-C. Without options: the built-in demo model, on ports 8000 and 9000."""
+    given = locals()
+    overrides = {key: given[option] for option, key in _OVERRIDES.items() if given[option] is not None}
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        _serve(load(config, overrides), console)
+    except (ConfigError, StartError) as error:
+        console.print(f"chorus serve: {error}", style="red", markup=False)
+        raise typer.Exit(1) from None
+
+
+def _serve(config: ClusterConfig, console: Console) -> None:
+    _raise_on_signals()
+    try:
+        with Progress(console) as progress:
+            progress("Starting Ray")
+            ray_cluster = JoinedRay(config) if config.ray.address is not None else LocalRay(config)
+            with ray_cluster:
+                # Ray has installed handlers of its own.
+                _raise_on_signals()
+                _run(config, console, progress)
+    except KeyboardInterrupt:
+        console.print("Ended.")
+
+
+def _run(config: ClusterConfig, console: Console, progress: "Progress") -> None:
+    # Imports Ray, which reads its environment then: not before the cluster has set it.
+    from chorus_cluster.cli.deploy import deploy, shut_down
+
+    try:
+        deploy(config, progress)
+        progress("Asking the model a question")
+        answer = ask(_local_url(config), config.model.served_name, _QUESTION)
+        progress.end()
+        _announce(config, answer, console)
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        # A second one gets out of here, and what still runs is cut off.
+        progress("Draining; Ctrl-C once more ends it at once")
+        shut_down(is_ours=config.ray.address is None)
+        progress("Ending Ray")
+
+
+def ask(url: str, model: str, question: str) -> str:
+    """The answer's text, by way of the HTTP API. Errors: StartError."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "temperature": 0,
+        "max_completion_tokens": _MAX_ANSWER_TOKENS,
+    }
+    transport = httpx.HTTPTransport(retries=3)
+    try:
+        with httpx.Client(base_url=url, transport=transport, timeout=_ANSWER_TIMEOUT_S, trust_env=False) as client:
+            response = client.post("/v1/chat/completions", json=body)
+    except httpx.HTTPError as error:
+        raise StartError(f"the server at {url} does not answer: {str(error) or type(error).__name__}") from None
+    if response.status_code != httpx.codes.OK:
+        raise StartError(f"the first question failed with HTTP {response.status_code}: {response.text}")
+    return str(response.json()["choices"][0]["message"]["content"] or "").strip()
+
+
+class Progress:
+    """Shows what is going on: in place on a terminal, else a line whenever it changes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status = console.status("")
+        self._last = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.end()
+
+    def __call__(self, text: str) -> None:
+        if text == self._last:
+            return
+        self._last = text
+        if self._console.is_terminal:
+            self._status.update(escape(text))
+            self._status.start()
+        else:
+            self._console.print(text, markup=False)
+
+    def end(self) -> None:
+        self._status.stop()
+
+
+def _announce(config: ClusterConfig, answer: str, console: Console) -> None:
+    url = _local_url(config)
+    console.print(f"Chorus serves [bold]{escape(config.model.served_name)}[/bold].")
+    console.print(f"  HTTP  {url}  (OpenAI API under /v1, its documentation at /docs, metrics at /metrics)")
+    console.print(f"  gRPC  {_connect_host(config)}:{config.grpc.port}  (chorus.v1.ChatService, with reflection)")
+    console.print(f"  It was asked: {_QUESTION}")
+    console.print(f"  and answered: {answer or '(nothing)'}", markup=False)
+    console.print("Ctrl-C stops it.")
+
+
+def _connect_host(config: ClusterConfig) -> str:
+    return "127.0.0.1" if config.http.host in ("0.0.0.0", "::", "") else config.http.host
+
+
+def _local_url(config: ClusterConfig) -> str:
+    return f"http://{_connect_host(config)}:{config.http.port}"
+
+
+def _raise_on_signals() -> None:
+    """SIGTERM does what Ctrl-C does. Ray installs handlers of its own while it starts: called after that."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)

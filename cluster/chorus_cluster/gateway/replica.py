@@ -1,0 +1,41 @@
+"""One gateway replica: the HTTP application and the gRPC methods over one chat service."""
+
+import asyncio
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from chorus_cluster import metrics
+from chorus_cluster.config import AppConfig
+from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
+from chorus_cluster.gateway.health import HealthMethods
+from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.metrics import GatewayMetrics
+from chorus_cluster.routing.client import RetryPolicy, ServeEngineClient
+
+
+class GatewayReplica(GrpcChatMethods, HealthMethods):
+    """What Serve starts. It must be wrapped by `serve.ingress()`, which asks for the ASGI app below."""
+
+    async def __init__(self, workers: DeploymentHandle[Any], config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        own_metrics = GatewayMetrics()
+        engine = ServeEngineClient(
+            generate=workers.options(method_name="generate", stream=True).remote,
+            model_info=workers.options(method_name="model_info").remote,
+            policy=RetryPolicy(max_attempts=config.routing.max_attempts),
+            on_retry=own_metrics.on_engine_retry,
+        )
+        GrpcChatMethods.__init__(self, ChatService(engine, own_metrics))
+        self._replica = serve.get_replica_context().replica_id.unique_id
+        self._pushing = asyncio.create_task(metrics.push_forever(self._page))
+
+    def __serve_build_asgi_app__(self) -> Any:
+        # Serve adds x-request-id itself.
+        return build_http_app(
+            self._service, metrics_page=lambda: metrics.cluster_page(self._page()), sends_request_id=False
+        )
+
+    def _page(self) -> metrics.Page:
+        return metrics.Page("gateway", self._replica, self._service.metrics.exposition().decode())
