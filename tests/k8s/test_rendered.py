@@ -1,5 +1,10 @@
 """What the rendered RayService says, for the promises that the chart makes."""
 
+import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -176,7 +181,7 @@ def test_a_change_of_config_starts_a_new_cluster_only_if_asked(helm: Helm, polic
     """KubeRay starts a cluster when rayClusterConfig changes, replica counts of groups aside."""
 
     def cluster_of(config: dict[str, Any]) -> Any:
-        values = {"upgrade.onConfigChange": policy, **config}
+        values = {"upgrade.onConfigChange": policy, "workerGroups.gateway.replicas": 3, **config}
         return helm.template(values).spec["rayClusterConfig"]
 
     before = cluster_of({})
@@ -202,3 +207,37 @@ def test_names_fit_kuberay(helm: Helm) -> None:
     same = helm.template(release="chorus")
     assert same.ray_service["metadata"]["name"] == "chorus"
     assert same.spec["serveService"]["metadata"]["name"] == "chorus-serve-svc"
+
+
+class _Models(BaseHTTPRequestHandler):
+    """Answers /v1/models with the server's `models`."""
+
+    server: "_ModelsServer"
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/v1/models" else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": [{"id": name} for name in self.server.models]}).encode())
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Silence."""
+
+
+class _ModelsServer(HTTPServer):
+    models: list[str]
+
+
+@pytest.mark.parametrize("models", [["chorus-demo"], []])
+def test_helms_own_test_asks_for_models(defaults: Rendered, models: list[str]) -> None:
+    (pod,) = defaults.of_kind("Pod")
+    (checker,) = pod["spec"]["containers"]
+    assert checker["command"] == ["python", "-c"]
+    with _ModelsServer(("127.0.0.1", 0), _Models) as server:
+        server.models = models
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        script = checker["args"][0].replace("test-chorus-serve-svc:8000", f"127.0.0.1:{server.server_port}")
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+        thread.join()
+    assert done.returncode == (0 if models else 1)
+    assert done.stdout.split() == models

@@ -79,7 +79,8 @@ def test_config_reaches_the_application(helm: Helm) -> None:
 def test_scaling_leaves_the_arguments_alone(helm: Helm, defaults: Rendered) -> None:
     """Serve restarts all replicas of an application whose arguments change."""
     scaled = helm.template(
-        {"config.gateway.replicas": 5, "config.workers.replicas": 4, "workerGroups.engine.replicas": 4}
+        {"config.gateway.replicas": 5, "config.workers.replicas": 4}
+        | {"workerGroups.gateway.replicas": 4, "workerGroups.engine.replicas": 4}
     )
     assert replicas(scaled) == {"Gateway": 5, "Worker": 4}
     assert replicas(defaults) == {"Gateway": 2, "Worker": 1}

@@ -102,7 +102,7 @@ def test_refused_by_the_schema(helm: Helm, key: str, value: Any, complaint: str)
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ({"config.workers.shards": 2}, "1 engines (config.workers.replicas) of 2 GPUs each"),
+        ({"config.workers.shards": 2}, "of 2 GPUs each (shards x num_gpus, in one pod) do not fit"),
         ({"config.workers.replicas": 2}, "the pods of workerGroups hold 1"),
         ({"workerGroups.engine.gpus": 0}, "the pods of workerGroups hold 0"),
         (
@@ -123,8 +123,10 @@ def test_refused_by_the_schema(helm: Helm, key: str, value: Any, complaint: str)
         ),
         ({"workerGroups.engine.roles": ["gateway"]}, "workerGroups.engine has GPUs: its roles must include engine"),
         ({"workerGroups.gateway.roles": ["engine"]}, "no group of workerGroups has the role gateway"),
-        ({"config.gateway.replicas": 12}, "reserve 13 CPUs"),
-        ({"workerGroups.gateway.resources.limits.cpu": "2500m", "config.gateway.replicas": 14}, "have 14"),
+        ({"config.gateway.replicas": 3}, "gateways reserve 5 CPUs"),
+        ({"workerGroups.gateway.resources.limits.cpu": "2500m", "config.gateway.replicas": 5}, "that take them have 6"),
+        ({"config.workers.num_cpus": 10}, "gateways and engines reserve 13 CPUs"),
+        ({"upgrade.surgePercent.engine": 1}, "2 engines (config.workers.replicas and upgrade.surgePercent.engine)"),
         ({"objectStoreBytes": 2 * 1024**3}, "objectStoreBytes (2147483648) does not fit into the shmSize of gateway"),
         ({"ports.http": 8080}, "ports.http is 8080, which Ray or HAProxy uses"),
         ({"ports.grpc": 8000}, "ports.http and ports.grpc are both 8000"),

@@ -51,35 +51,51 @@
 {{- ternary (divf (trimSuffix "m" $cpu | float64) 1000.0) (float64 $cpu) (hasSuffix "m" $cpu) | ceil -}}
 {{- end -}}
 
+{{- /* Replicas at once, a rolling change included. Takes count and percent. */ -}}
+{{- define "chorus.surged" -}}
+{{- addf .count (ceil (divf (mulf .count .percent) 100)) -}}
+{{- end -}}
+
 {{- define "chorus.check.cpus" -}}
 {{- $config := .Values.config -}}
-{{- $shards := mul $config.workers.replicas $config.workers.shards -}}
-{{- $needed := addf (mulf $config.gateway.replicas $config.gateway.num_cpus) (mulf $shards $config.workers.num_cpus) -}}
-{{- $there := 0.0 -}}
+{{- $surge := .Values.upgrade.surgePercent -}}
+{{- $gateways := include "chorus.surged" (dict "count" $config.gateway.replicas "percent" $surge.gateway) | float64 -}}
+{{- $engines := include "chorus.surged" (dict "count" $config.workers.replicas "percent" $surge.engine) | float64 -}}
+{{- $forGateways := mulf $gateways $config.gateway.num_cpus -}}
+{{- $forAll := addf $forGateways (mulf $engines $config.workers.shards $config.workers.num_cpus) -}}
+{{- $ofGateways := 0.0 -}}
+{{- $ofAll := 0.0 -}}
 {{- $counted := true -}}
 {{- range $name, $group := .Values.workerGroups -}}
 {{- $cpus := include "chorus.cpus" $group.resources | float64 -}}
 {{- $counted = and $counted (gt $cpus 0.0) -}}
-{{- $there = addf $there (mulf $group.replicas $cpus) -}}
+{{- $ofAll = addf $ofAll (mulf $group.replicas $cpus) -}}
+{{- if has "gateway" $group.roles -}}
+{{- $ofGateways = addf $ofGateways (mulf $group.replicas $cpus) -}}
 {{- end -}}
-{{- if and $counted (gt $needed $there) -}}
-{{- fail (printf "gateways and engines reserve %v CPUs (config.gateway and config.workers: replicas, shards, num_cpus), but the pods of workerGroups have %v" $needed $there) -}}
+{{- end -}}
+{{- if and $counted (gt $forGateways $ofGateways) -}}
+{{- fail (printf "gateways reserve %v CPUs (config.gateway.num_cpus for each of config.gateway.replicas and upgrade.surgePercent.gateway), but the pods that take them have %v" $forGateways $ofGateways) -}}
+{{- end -}}
+{{- if and $counted (gt $forAll $ofAll) -}}
+{{- fail (printf "gateways and engines reserve %v CPUs (replicas with surgePercent, shards, num_cpus), but the pods of workerGroups have %v" $forAll $ofAll) -}}
 {{- end -}}
 {{- end -}}
 
 {{- define "chorus.check.gpus" -}}
 {{- $workers := .Values.config.workers -}}
 {{- $perEngine := mulf $workers.shards $workers.num_gpus -}}
-{{- $engines := 0 -}}
+{{- $wanted := include "chorus.surged" (dict "count" $workers.replicas "percent" .Values.upgrade.surgePercent.engine) | float64 -}}
+{{- $room := 0.0 -}}
 {{- range $name, $group := .Values.workerGroups -}}
-{{- if gt ($perEngine | float64) 0.0 -}}
-{{- $engines = add $engines (mul $group.replicas (floor (divf $group.gpus $perEngine) | int)) -}}
+{{- if gt $perEngine 0.0 -}}
+{{- $room = addf $room (mulf $group.replicas (floor (divf $group.gpus $perEngine))) -}}
 {{- else if $group.gpus -}}
 {{- fail (printf "workerGroups.%s has GPUs, but config.workers.num_gpus is 0: no engine would use them" $name) -}}
 {{- end -}}
 {{- end -}}
-{{- if and (gt ($perEngine | float64) 0.0) (lt ($engines | int) ($workers.replicas | int)) -}}
-{{- fail (printf "%v engines (config.workers.replicas) of %v GPUs each (shards x num_gpus), one pod for each engine, do not fit: the pods of workerGroups hold %v" $workers.replicas $perEngine $engines) -}}
+{{- if and (gt $perEngine 0.0) (lt $room $wanted) -}}
+{{- fail (printf "%v engines (config.workers.replicas and upgrade.surgePercent.engine) of %v GPUs each (shards x num_gpus, in one pod) do not fit: the pods of workerGroups hold %v" $wanted $perEngine $room) -}}
 {{- end -}}
 {{- end -}}
 

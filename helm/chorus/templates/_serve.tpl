@@ -37,6 +37,7 @@ applications:
     deployments:
       - name: Gateway
         num_replicas: {{ .Values.config.gateway.replicas }}
+        max_surge_percent: {{ .Values.upgrade.surgePercent.gateway }}
         # All of them: Serve takes these instead of the application's, not over them.
         ray_actor_options:
           num_cpus: {{ .Values.config.gateway.num_cpus }}
@@ -44,4 +45,5 @@ applications:
             {{ include "chorus.gatewayLabel" . }}: "true"
       - name: Worker
         num_replicas: {{ .Values.config.workers.replicas }}
+        max_surge_percent: {{ .Values.upgrade.surgePercent.engine }}
 {{- end -}}
