@@ -170,7 +170,7 @@ async def test_a_request_at_fault_is_refused_once(
     with pytest.raises(error) as caught:
         await collect(workers.client(), request())
     if isinstance(caught.value, InvalidRequest):
-        assert (caught.value.field, caught.value.message) == ("prompt_token_ids", "too long")
+        assert (caught.value.field, caught.value.message) == ("prompt_token_ids", "prompt_token_ids: too long")
     assert workers.streams[0].num_cancels == 1
 
 
