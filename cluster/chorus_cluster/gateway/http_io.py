@@ -26,6 +26,9 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Nobody reads it; it stands in logs and metrics (as in nginx).
 CLIENT_LEFT_STATUS = 499
+# How much longer a client may send a body that was refused.
+_MAX_DRAIN_BYTES = 2**28
+_MAX_DRAIN_S = 10.0
 
 
 class ClientLeft(Exception):
@@ -87,19 +90,48 @@ class LeaveWatch:
 
 
 def json_response(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(content, status, headers, media_type="application/json")
+    return Response(_encode(body), status, headers, media_type="application/json")
+
+
+def _encode(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def error_response(error: ChorusError) -> Response:
     """OpenAI's error body with its status, and Retry-After where that is known."""
+    if isinstance(error, PayloadTooLarge):
+        return _TooLargeResponse(error)
     headers = {}
     if (retry_after := error.retry_after_header()) is not None:
         headers["retry-after"] = retry_after
-    if isinstance(error, PayloadTooLarge):
-        # The rest of the body is not going to be read.
-        headers["connection"] = "close"
     return json_response(error.body(), error.http_status, headers)
+
+
+class _TooLargeResponse(Response):
+    """Answers at once, then reads on without keeping anything: a connection that is closed while the client still
+    sends is reset, and most clients would never see the answer."""
+
+    def __init__(self, error: PayloadTooLarge) -> None:
+        super().__init__(_encode(error.body()), error.http_status, {"connection": "close"}, "application/json")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        # Who asked whether to send the body has been told now.
+        if Headers(scope=scope).get("expect", "").lower() != "100-continue":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_MAX_DRAIN_S):
+                    await _discard_body(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _discard_body(receive: Receive) -> None:
+    num_bytes = 0
+    while num_bytes < _MAX_DRAIN_BYTES:
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
 
 
 def new_request_id(offered: str | None) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import socket
 from collections.abc import AsyncIterator
 
 import grpc
@@ -32,7 +33,7 @@ def service(engine: FakeEngineClient) -> ChatService:
 
 @pytest.fixture
 def app(service: ChatService) -> FastAPI:
-    return build_http_app(service, max_body_bytes=100_000)
+    return build_http_app(service, max_body_bytes=500_000)
 
 
 @pytest.fixture
@@ -49,7 +50,10 @@ async def server_url(app: FastAPI) -> AsyncIterator[str]:
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    (listening,) = server.servers[0].sockets
+    # Small, so that a client that doesn't read is felt soon.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**14)
+    port = listening.getsockname()[1]
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     await serving
