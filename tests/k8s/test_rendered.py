@@ -78,6 +78,12 @@ def test_pods_outlive_their_drain(rendered: Rendered) -> None:
         assert sleep == 0 or name != "head"
 
 
+def test_streams_outlive_what_carries_them(rendered: Rendered) -> None:
+    delay = rendered.spec["rayClusterDeletionDelaySeconds"]
+    for template in rendered.pod_templates.values():
+        assert environment(template)["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] == str(delay)
+
+
 def test_without_volume_the_demo_model_comes_from_the_image(defaults: Rendered) -> None:
     for template in defaults.pod_templates.values():
         assert volumes(template).keys() == {"shm"}

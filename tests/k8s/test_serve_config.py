@@ -2,10 +2,9 @@
 
 from typing import Any, get_args
 
-import pytest
 from pydantic import BaseModel, TypeAdapter
 from ray.serve.schema import ServeDeploySchema
-from tests.k8s.helm_cli import Helm, Rendered, environment
+from tests.k8s.helm_cli import Helm, Rendered
 
 from chorus_cluster.config import AppConfig, parse
 
@@ -58,7 +57,7 @@ def test_the_application_accepts_its_args(rendered: Rendered) -> None:
 def test_config_reaches_the_application(helm: Helm) -> None:
     config = {
         "model": {"path": "/opt/gpt-oss-20b", "name": "house"},
-        "gateway": {"replicas": 3, "max_ongoing_requests": 77, "num_cpus": 0.5},
+        "gateway": {"replicas": 3, "max_ongoing_requests": 77, "num_cpus": 0.5, "drain_timeout_s": 9.5},
         "workers": {
             "replicas": 2,
             "shards": 2,
@@ -126,15 +125,3 @@ def test_gateways_stay_out_of_the_engines_pods(helm: Helm, defaults: Rendered) -
     assert "labels" not in defaults.group("engine")
     shared = helm.template({"workerGroups.engine.roles": ["gateway", "engine"]})
     assert shared.group("engine")["labels"] == selector
-
-
-@pytest.mark.parametrize(("switches", "haproxy", "throughput"), [((True, False), "1", "0"), ((False, True), "0", "1")])
-def test_data_plane_flags_on_head_and_workers(
-    helm: Helm, switches: tuple[bool, bool], haproxy: str, throughput: str
-) -> None:
-    rendered = helm.template({"dataPlane": {"haproxy": switches[0], "throughputOptimized": switches[1]}})
-    assert set(rendered.pod_templates) == {"head", "gateway", "engine"}
-    for template in rendered.pod_templates.values():
-        variables = environment(template)
-        assert variables["RAY_SERVE_ENABLE_HA_PROXY"] == haproxy
-        assert variables["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == throughput

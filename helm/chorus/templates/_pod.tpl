@@ -4,6 +4,14 @@
   value: {{ ternary "1" "0" .Values.dataPlane.haproxy | quote }}
 - name: RAY_SERVE_THROUGHPUT_OPTIMIZED
   value: {{ ternary "1" "0" .Values.dataPlane.throughputOptimized | quote }}
+# A replaced HAProxy process cuts what it still carries after this time.
+- name: RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S
+  value: {{ .Values.upgrade.streamSeconds | quote }}
+# A stopped gateway takes requests until every proxy knows. Serve's 30 s are for load balancers of others.
+- name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S
+  value: "5"
+- name: RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO
+  value: "0"
 - name: RAY_USAGE_STATS_ENABLED
   value: "0"
 {{- end -}}
