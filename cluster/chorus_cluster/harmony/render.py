@@ -28,6 +28,8 @@ _EFFORTS: Final = {
     Effort.HIGH: oh.ReasoningEffort.HIGH,
 }
 _INSTRUCTIONS_ROLES: Final = (Role.SYSTEM, Role.DEVELOPER)
+# ValueError is what it makes of JSON that it can't read.
+_RENDERER_ERRORS: Final = (oh.HarmonyError, ValueError)
 _KEEP_ALL: Final = oh.RenderConversationConfig(auto_drop_analysis=False)
 
 
@@ -41,7 +43,7 @@ def render(conversation: Conversation) -> list[int]:
     messages = oh.Conversation(messages=to_harmony(conversation))
     try:
         prompt: list[int] = load_encoding().render_conversation_for_completion(messages, oh.Role.ASSISTANT, _KEEP_ALL)
-    except oh.HarmonyError:
+    except _RENDERER_ERRORS:
         raise _unreadable_schema(conversation.tools) from None
     return prompt
 
@@ -95,22 +97,25 @@ def _system(conversation: Conversation) -> oh.Message:
 
 def _developer(conversation: Conversation, num_leading: int) -> Iterator[oh.Message]:
     """Yield the developer message: instructions, tools, response format; none if there is nothing to say."""
+    author = oh.Author(role=oh.Role.DEVELOPER)
     instructions = "\n\n".join(m.content for m in conversation.messages[:num_leading] if m.content)
-    content: list[oh.Content] = []
     tools = [_tool(tool, f"tools[{i}].function") for i, tool in enumerate(conversation.tools)]
-    if instructions and has_long_run(instructions):
-        # The renderer would encode instructions and tools as one text. Between a line feed and `#` no token spans.
-        gap = "\n\n" if tools else ""
-        content += _texts(f"# Instructions\n\n{instructions}{gap}")
+    response_format = _response_format(conversation.response_format) if conversation.response_format else ""
+    if tools:
+        content = [*_instructions_and_tools(instructions, tools)]
+        content += _texts(f"\n\n{response_format}") if response_format else ()
+        yield oh.Message(author=author, content=content)
+    elif instructions or response_format:
+        sections = (f"# Instructions\n\n{instructions}" if instructions else "", response_format)
+        yield _message(author, "\n\n".join(filter(None, sections)))
+
+
+def _instructions_and_tools(instructions: str, tools: Sequence[oh.ToolDescription]) -> Iterator[oh.Content]:
+    if has_long_run(instructions):
+        # The renderer would encode both as one text. Between a line feed and "#" no token spans.
+        yield from _texts(f"# Instructions\n\n{instructions}\n\n")
         instructions = ""
-    if instructions or tools:
-        developer = oh.DeveloperContent(instructions=_clean(instructions) or None)
-        content.append(developer.with_function_tools(tools) if tools else developer)
-    if conversation.response_format is not None:
-        gap = "\n\n" if content else ""
-        content += _texts(gap + _response_format(conversation.response_format))
-    if content:
-        yield oh.Message(author=oh.Author(role=oh.Role.DEVELOPER), content=content)
+    yield oh.DeveloperContent(instructions=_clean(instructions) or None).with_function_tools(tools)
 
 
 def _late_instructions(message: Message) -> Iterator[oh.Message]:
@@ -220,7 +225,7 @@ def _unreadable_schema(tools: Sequence[Tool]) -> InvalidConversation:
         content = oh.DeveloperContent().with_function_tools([_tool(tool, field)])
         try:
             load_encoding().render(_message(oh.Author(role=oh.Role.DEVELOPER), content))
-        except oh.HarmonyError:
+        except _RENDERER_ERRORS:
             break
     else:
         field = "messages"

@@ -1,8 +1,10 @@
 """The parser: every repair of docs/harmony.md, agreement with openai-harmony, independence of chunks."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -194,6 +196,12 @@ def test_repairs(text: str, events: list[Event], repairs: list[str], chunk: int)
 def test_every_repair_is_tested() -> None:
     tested = {repair for _, _, repairs in MALFORMED for repair in repairs} | {Repair.INVALID_TOKEN}
     assert tested == set(Repair)
+
+
+def test_every_repair_is_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "harmony.md").read_text("utf-8")
+    documented = re.findall(r"^\| `(\w+)` \|", page.partition("## Repairs")[2], re.MULTILINE)
+    assert documented == [repair.value for repair in Repair]
 
 
 def test_ids_outside_the_vocabulary_are_skipped() -> None:
