@@ -54,7 +54,7 @@ class GatewayConfig:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     replicas: Count = 1
-    # Open HTTP and gRPC requests of one replica; more are answered 429.
+    # Open HTTP and gRPC requests of one replica. As many again may wait; more are answered 429.
     max_ongoing_requests: Count = 4096
     # CPUs that Ray reserves for a replica; it may use more or less.
     num_cpus: Amount = 0.1
