@@ -46,6 +46,7 @@ def test_notes_say_where_it_listens(cluster_helm: Helm) -> None:
     cluster_helm.install("notes", {"config.model": {"path": "demo", "name": "tutor"}})
     notes = cluster_helm.run("get", "notes", "notes")
     assert "Chorus serves tutor" in notes
+    assert '"model": "tutor"' in notes
     assert "service/notes-chorus-serve-svc 8000 9000" in notes
     assert "http://notes-chorus-serve-svc.models:8000/v1" in notes
 
