@@ -11,7 +11,8 @@ from tests.support.runner_driver import ScatteredSequence, make_runner, poison
 from chorus_workers.model.checkpoint import CheckpointError, load_model
 from chorus_workers.model.config import read_config
 from chorus_workers.runner.base import Batch, SampleRequest, SequenceChunk
-from chorus_workers.runner.factory import RunnerConfig, create_runner, resolve
+from chorus_workers.runner.config import RunnerConfig, resolve
+from chorus_workers.runner.factory import create_runner
 from chorus_workers.runner.reference import ReferenceRunner
 from chorus_workers.sampling_params import SamplingParams
 
@@ -90,10 +91,11 @@ def test_a_failing_request_leaves_the_others_and_its_successors_alone(tmp_path: 
     model = load_model(write_checkpoint(tmp_path, SHAPE))
     runner = make_runner(model)
     clean = [[token % 80 for token in prompt] for prompt in prompts()]
-    expected = [Request(slot, runner, prompt) for slot, prompt in enumerate(clean)]
+    without = SamplingParams(temperature=0.0, logit_bias={82: -100.0})
+    expected = [Request(slot, runner, prompt, without) for slot, prompt in enumerate(clean)]
     run_steps(runner, expected, 12)
     model.embedding[82] = torch.nan
-    requests = [Request(slot, runner, prompt) for slot, prompt in enumerate(clean)]
+    requests = [Request(slot, runner, prompt, without) for slot, prompt in enumerate(clean)]
     bad = Request(4, runner, [5, 82, 6])
     run_steps(runner, [*requests[:4], bad], 1)
     assert bad.failed and not any(request.failed for request in requests)

@@ -129,7 +129,7 @@ def random_tensors(shape: Shape, experts: Experts = "mxfp4", seed: int = 0) -> d
             layer[f"{prefix}_bias"] = normal(count, rows, std=0.2)
             if experts == "mxfp4":
                 layer[f"{prefix}_blocks"] = byte(count, rows, columns // 32, 16)
-                layer[f"{prefix}_scales"] = byte(count, rows, columns // 32, low=120, high=125)
+                layer[f"{prefix}_scales"] = byte(count, rows, columns // 32, low=118, high=122)
             else:
                 layer[prefix] = normal(count, columns, rows, std=columns**-0.5)
         tensors |= {f"model.layers.{index}.{name}": tensor for name, tensor in layer.items()}

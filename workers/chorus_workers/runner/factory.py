@@ -1,89 +1,53 @@
 """Makes the runner that a configuration asks for."""
 
-from dataclasses import dataclass
-from pathlib import Path
+import os
 
 import psutil
 import torch
 
 from chorus_workers.model.checkpoint import load_model
-from chorus_workers.model.config import ModelConfig
-from chorus_workers.model.weights import Shard
-from chorus_workers.runner.base import Runner, RunnerInfo
-from chorus_workers.runner.kv_memory import kv_bytes_per_token
+from chorus_workers.model.config import read_config
+from chorus_workers.model.weights import Model, Shard
+from chorus_workers.runner.base import Runner
+from chorus_workers.runner.config import RunnerConfig, resolve, resolve_threads
 from chorus_workers.runner.reference import ReferenceRunner
+from chorus_workers.runner.shard_group import ShardLeader, ShardLinks, follow
 
-DEMO_MODEL = "demo"
-_DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
-# Pages of KV take this share of the memory that is free at start, unless told otherwise, ...
-_KV_MEMORY_SHARE = 0.25
-# ... and no more than this many tokens a slot: a small model on a large machine needs no more.
-_KV_TOKENS_PER_SLOT = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerConfig:
-    """What a runner is made from."""
-
-    # "demo", or the path of a checkpoint's folder.
-    model: str
-    # Most tokens of a request. None: what the model allows.
-    max_model_len: int | None
-    # Positions in a page of KV.
-    block_size: int
-    # Pages of KV. None: by the memory that is free.
-    num_blocks: int | None
-    # Requests that may hold KV at once.
-    num_slots: int
-    max_batched_tokens: int
-    num_shards: int = 1
-    # CPU threads. None: PyTorch's default.
-    num_threads: int | None = None
-
-    @property
-    def folder(self) -> Path:
-        return _DEMO_FOLDER if self.model == DEMO_MODEL else Path(self.model)
+__all__ = ["RunnerConfig", "create_runner", "run_follower"]
 
 
 def create_runner(config: RunnerConfig) -> Runner:
-    """Loads the model and reserves its memory.
+    """Loads the model and reserves its memory. With several shards, this process is the first of them, and waits for
+    the others at `config.shard_address`.
 
-    Errors: CheckpointError naming file and tensor; ValueError naming the setting that can't be met.
+    Errors: CheckpointError naming file and tensor; ValueError naming the setting that can't be met; RunnerError when
+    another shard doesn't come up.
     """
-    if config.num_shards != 1:
-        raise ValueError(f"num_shards is {config.num_shards}: this build runs one shard")
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    model = load_model(config.folder, Shard())
-    return ReferenceRunner(model, resolve(config, model.config, psutil.virtual_memory().available))
+    if config.num_shards == 1:
+        model = _load(config, Shard())
+        return ReferenceRunner(model, resolve(config, model.config, psutil.virtual_memory().available))
+    if config.shard_address is None:
+        raise ValueError(f"num_shards is {config.num_shards}: shard_address must say where the shards meet")
+    shard = Shard(0, config.num_shards)
+    shard.check(read_config(config.folder))
+    with ShardLinks.join(0, config.num_shards, config.shard_address) as links:
+        model = _load(config, shard)
+        info = resolve(config, model.config, psutil.virtual_memory().available // config.num_shards)
+        return ShardLeader(model, info, links)
 
 
-def resolve(config: RunnerConfig, model: ModelConfig, free_bytes: int) -> RunnerInfo:
-    """Fills in what the configuration leaves open. free_bytes: memory to take the KV's share of.
+def run_follower(rank: int, world_size: int, init_address: str, runner_config: RunnerConfig) -> None:
+    """The life of shard `rank` >= 1: joins the group, loads its share, and follows shard 0 until that closes.
 
-    Errors: ValueError naming the setting that can't be met.
+    Errors: as `create_runner`'s; RunnerError when another shard is lost.
     """
-    max_model_len = config.max_model_len or model.max_position
-    if max_model_len > model.max_position:
-        raise ValueError(f"max_model_len {max_model_len} is more than the model's {model.max_position} positions")
-    longest = -(-max_model_len // config.block_size)
-    num_blocks = config.num_blocks
-    if num_blocks is None:
-        block_bytes = config.block_size * kv_bytes_per_token(model, Shard(0, config.num_shards))
-        tokens = max(max_model_len, config.num_slots * min(max_model_len, _KV_TOKENS_PER_SLOT))
-        wanted = -(-tokens // config.block_size)
-        num_blocks = min(wanted, int(free_bytes * _KV_MEMORY_SHARE) // max(block_bytes, 1))
-    if num_blocks < longest:
-        raise ValueError(
-            f"num_blocks {num_blocks} of {config.block_size} positions can't hold one request of max_model_len "
-            f"{max_model_len}: it takes {longest}"
-        )
-    return RunnerInfo(
-        vocab_size=model.vocab_size,
-        max_model_len=max_model_len,
-        block_size=config.block_size,
-        num_blocks=num_blocks,
-        num_slots=config.num_slots,
-        max_batched_tokens=config.max_batched_tokens,
-        num_shards=config.num_shards,
-    )
+    shard = Shard(rank, world_size)
+    shard.check(read_config(runner_config.folder))
+    with ShardLinks.join(rank, world_size, init_address) as links:
+        follow(_load(runner_config, shard), links)
+
+
+def _load(config: RunnerConfig, shard: Shard) -> Model:
+    model = load_model(config.folder, shard)
+    torch.set_num_threads(resolve_threads(config, model.config, os.cpu_count() or 1))
+    return model

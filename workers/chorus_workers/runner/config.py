@@ -1,0 +1,85 @@
+"""How a runner is set up, and what a configuration that leaves things open comes to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from chorus_workers.model.config import ModelConfig
+from chorus_workers.model.weights import Shard
+from chorus_workers.runner.base import RunnerInfo
+from chorus_workers.runner.kv_memory import kv_bytes_per_token
+
+DEMO_MODEL = "demo"
+_DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
+# Pages of KV take this share of the memory that is free at start, unless told otherwise, ...
+_KV_MEMORY_SHARE = 0.25
+# ... and no more than this many tokens a slot: a small model on a large machine needs no more.
+_KV_TOKENS_PER_SLOT = 8192
+# Matrices of fewer elements are multiplied by one thread: more of them spend their time waiting for one another, and
+# where other processes want the CPUs too, steps take ten times as long.
+_SMALL_MATRIX = 1 << 19
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerConfig:
+    """What a runner is made from."""
+
+    # "demo", or the path of a checkpoint's folder.
+    model: str
+    # Most tokens of a request. None: what the model allows.
+    max_model_len: int | None
+    # Positions in a page of KV.
+    block_size: int
+    # Pages of KV. None: by the memory that is free.
+    num_blocks: int | None
+    # Requests that may hold KV at once.
+    num_slots: int
+    max_batched_tokens: int
+    num_shards: int = 1
+    # CPU threads of a shard. None: one for a small model, else this shard's part of the machine's CPUs.
+    num_threads: int | None = None
+    # host:port at which shard 0 awaits the others. None: there are none.
+    shard_address: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        return _DEMO_FOLDER if self.model == DEMO_MODEL else Path(self.model)
+
+
+def resolve(config: RunnerConfig, model: ModelConfig, free_bytes: int) -> RunnerInfo:
+    """Fills in what the configuration leaves open. free_bytes: memory to take the KV's share of.
+
+    Errors: ValueError naming the setting that can't be met.
+    """
+    max_model_len = config.max_model_len or model.max_position
+    if max_model_len > model.max_position:
+        raise ValueError(f"max_model_len {max_model_len} is more than the model's {model.max_position} positions")
+    longest = -(-max_model_len // config.block_size)
+    num_blocks = config.num_blocks
+    if num_blocks is None:
+        block_bytes = config.block_size * kv_bytes_per_token(model, Shard(0, config.num_shards))
+        tokens = max(max_model_len, config.num_slots * min(max_model_len, _KV_TOKENS_PER_SLOT))
+        wanted = -(-tokens // config.block_size)
+        num_blocks = min(wanted, int(free_bytes * _KV_MEMORY_SHARE) // max(block_bytes, 1))
+    if num_blocks < longest:
+        raise ValueError(
+            f"num_blocks {num_blocks} of {config.block_size} positions can't hold one request of max_model_len "
+            f"{max_model_len}: it takes {longest}"
+        )
+    return RunnerInfo(
+        vocab_size=model.vocab_size,
+        max_model_len=max_model_len,
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        num_slots=config.num_slots,
+        max_batched_tokens=config.max_batched_tokens,
+        num_shards=config.num_shards,
+    )
+
+
+def resolve_threads(config: RunnerConfig, model: ModelConfig, num_cpus: int) -> int:
+    """CPU threads for one shard."""
+    if config.num_threads is not None:
+        return config.num_threads
+    if model.hidden_size * model.intermediate_size < _SMALL_MATRIX:
+        return 1
+    return max(1, num_cpus // config.num_shards)
