@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import psutil
 import pytest
+import uvloop
 
 from chorus_workers.config import WorkerConfig
 from chorus_workers.engine import client
@@ -205,6 +206,21 @@ async def test_closing_ends_the_process_and_its_streams() -> None:
             await read_all(stream)
         assert is_gone(engine.pid)
     assert not deaths
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_a_stream_s_first_token_comes_alone_and_the_rest_merged,
+        test_killing_the_engine_process_ends_all_streams_at_once,
+        test_closing_ends_the_process_and_its_streams,
+    ],
+)
+def test_it_is_the_same_on_uvloop_which_serve_s_replicas_use(
+    scenario: Callable[[], Coroutine[None, None, None]],
+) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
 
 
 REPLICA = """
