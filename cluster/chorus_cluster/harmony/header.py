@@ -28,6 +28,7 @@ _OTHER_CHANNEL: Final = re.compile(r"\s*([\w-]+)(?=\s*$|\s+to=|\s+json\s*$)")
 _RECIPIENT: Final = re.compile(r"\s*to=\s*([A-Za-z0-9_.-]+)")
 _CHANNEL_AT_END: Final = re.compile(r"(?<=.)(?:analysis|commentary|final)$")
 _BARE_FUNCTION: Final = re.compile(r"\s+(functions\.[A-Za-z0-9_.-]+)")
+_BARE_WORD: Final = re.compile(r"\s+([A-Za-z0-9_-]+)")
 _BARE_NAME_WITH_TYPE: Final = re.compile(r"\s+(?!json)([A-Za-z_][A-Za-z0-9_.-]*)(?=\s+json\s*$)")
 _BARE_NAME: Final = re.compile(r"\s+(?!json)([A-Za-z_][A-Za-z0-9_.-]*)(?=\s*$)")
 _CONTENT_TYPE: Final = re.compile(r"\s*(json|code|text)")
@@ -107,16 +108,19 @@ class Header:
         return not (self.author or self.channel or self.recipients or self.has_assistant)
 
 
-def read_header(segments: list[Segment], origin: Origin, *, closed: bool, cut: bool = False) -> Header:
+def read_header(
+    segments: list[Segment], origin: Origin, tools: tuple[str, ...] = (), *, closed: bool, cut: bool = False
+) -> Header:
     """Read a header of the stream.
 
     Args:
         segments: its parts, the role's first.
         origin: how it began.
+        tools: recipients that were declared, as in `functions.get_weather`.
         closed: whether `<|message|>` ended it.
         cut: whether the stream ended inside of it, so that its last word may be incomplete.
     """
-    reader = _Reader(segments, origin, closed)
+    reader = _Reader(segments, origin, tools, closed)
     for position, segment in enumerate(segments):
         reader.read(segment, is_last_of_kind=all(later.marker != segment.marker for later in segments[position + 1 :]))
         rest = segment.after(reader.num_bytes_read)
@@ -147,8 +151,9 @@ def _may_be_header(word: str, marker: int | None, origin: Origin) -> bool:
 class _Reader:
     """A cursor over the segments of one header; fills `header`."""
 
-    def __init__(self, segments: list[Segment], origin: Origin, closed: bool) -> None:
+    def __init__(self, segments: list[Segment], origin: Origin, tools: tuple[str, ...], closed: bool) -> None:
         self.header = Header()
+        self.tools = tools
         self.origin = origin
         self.closed = closed
         channel_texts = [segment.text for segment in segments if segment.marker == CHANNEL]
@@ -228,27 +233,38 @@ class _Reader:
         header.channel = channel[1]
 
     def _read_recipients(self) -> None:
-        while recipient := self._take(_RECIPIENT):
-            earlier = next((name for name in self.header.recipients if recipient[1].startswith(name)), recipient[1])
-            self.position -= len(recipient[1]) - len(earlier)  # a doubled name, and the body sticks to it
-            self.header.recipients.append(earlier)
-            if not self.has_channel_part:
-                self._split_channel_off(recipient)
+        header = self.header
+        while recipient := _RECIPIENT.match(self.text, self.position):
+            name = self._cut_name(recipient[1], recipient.start(1))
+            self.position = recipient.start(1) + len(name)
+            header.recipients.append(name)
+            if not self.has_channel_part and (channel := self._take_token(_UNMARKED_CHANNEL)):
+                header.channel = channel[1]
+                header.repairs.append(Repair.MISSING_CHANNEL)
 
-    def _split_channel_off(self, recipient: re.Match[str]) -> None:
-        """Tell "to=functions.f" and "commentary" apart where the `<|channel|>` between them was lost."""
-        channel = _CHANNEL_AT_END.search(recipient[1])
-        if channel and self._is_token_end(recipient.start(1) + channel.start()):
-            self.header.recipients[-1] = recipient[1][: channel.start()]
-            self.header.channel = channel[0]
-            self.header.repairs.append(Repair.MISSING_CHANNEL)
+    def _cut_name(self, written: str, start: int) -> str:
+        """Return the tool's name without what sticks to it where a special token after it was lost."""
+        names = (*self.header.recipients, *self.tools)
+        if written in names:
+            return written
+        fitting = [name for name in names if written.startswith(name) and self._is_token_end(start + len(name))]
+        channel = None if self.has_channel_part else _CHANNEL_AT_END.search(written)
+        if not fitting and channel and self._is_token_end(start + channel.start()):
+            fitting = [written[: channel.start()]]
+        return max(fitting, key=len, default=written)
 
     def _read_bare_recipient(self) -> None:
-        """Take a recipient without "to=": a function's full name, or a single word that JSON is meant for."""
+        """Take a recipient without "to=": a function's full name, a declared one, or a word that JSON is meant for."""
         header = self.header
         if header.recipients or header.channel is None:
             return
         bare = self._take(_BARE_FUNCTION)
+        if (
+            bare is None
+            and (word := _BARE_WORD.match(self.text, self.position))
+            and f"functions.{word[1]}" in self.tools
+        ):
+            bare = self._take(_BARE_WORD)
         if bare is None and self.closed and header.channel == COMMENTARY:
             bare = self._take(_BARE_NAME if self.has_constraint else _BARE_NAME_WITH_TYPE)
         if bare:

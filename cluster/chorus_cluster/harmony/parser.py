@@ -43,9 +43,14 @@ class StreamParser:
     """Parser of one completion. The prompt ended with `<|start|>assistant`, so the stream begins inside a header.
 
     What is delivered depends on the tokens alone, not on how they were fed; only how it is cut into deltas does.
+
+    Args:
+        tool_names: the functions that the conversation declares. They are not needed to read well-formed calls, but
+            help to tell a name from what sticks to it in a malformed one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tool_names: Iterable[str] = ()) -> None:
+        self._tools = tuple(_FUNCTIONS + name for name in tool_names)
         table = load_token_table()
         self._blob, self._offsets = table.blob, table.offsets
         self._num_fed = 0
@@ -134,9 +139,12 @@ class StreamParser:
             if is_long and not self._begin_body_within_header():
                 self._next_check = 2 * num_tokens
 
+    def _read_header(self, *, closed: bool, cut: bool = False) -> Header:
+        return read_header(self._segments, self._origin, self._tools, closed=closed, cut=cut)
+
     def _begin_body_within_header(self) -> bool:
         """Treat the header's rest as the beginning of a body, if there is any."""
-        header = read_header(self._segments, self._origin, closed=False)
+        header = self._read_header(closed=False)
         if not header.body.pieces:
             return False
         self._leave_header(header, closed=False)
@@ -147,7 +155,7 @@ class StreamParser:
             self._interrupt_body(Origin.START)
             return
         if self._segments:
-            header = read_header(self._segments, self._origin, closed=False)
+            header = self._read_header(closed=False)
             if header.body.pieces or header.strays or header.channel or header.recipients:
                 self._leave_header(header, closed=False)
                 self._close_body()
@@ -179,7 +187,7 @@ class StreamParser:
         if not self._segments:
             self._count(Repair.MISSING_START)
             self._open_header(Origin.TEXT)
-        self._leave_header(read_header(self._segments, self._origin, closed=True), closed=True)
+        self._leave_header(self._read_header(closed=True), closed=True)
 
     def _take_end(self, token_id: int) -> None:
         if self._sink is not None:
@@ -187,7 +195,7 @@ class StreamParser:
                 self._count(Repair.WRONG_END)
             self._close_body()
         elif self._segments:
-            header = read_header(self._segments, self._origin, closed=False)
+            header = self._read_header(closed=False)
             is_empty = header.says_nothing and not header.body.pieces and not header.strays
             if is_empty and self._interrupted is None:
                 self._count(Repair.REDUNDANT_END)
@@ -199,7 +207,7 @@ class StreamParser:
             self._count(Repair.REDUNDANT_END)
 
     def _cut_header(self) -> None:
-        header = read_header(self._segments, self._origin, closed=False, cut=True)
+        header = self._read_header(closed=False, cut=True)
         if header.body.pieces or header.strays:
             self._leave_header(header, closed=False)
             self._close_body()

@@ -193,6 +193,22 @@ def test_repairs(text: str, events: list[Event], repairs: list[str], chunk: int)
     assert result.repairs == Counter(repairs)
 
 
+@pytest.mark.parametrize(
+    ("header", "repairs"),
+    [
+        ("<|channel|>commentary to=functions.get_weatherjson<|message|>", []),
+        (" to=functions.get_weathercommentary json<|message|>", ["missing_channel"]),
+        ("<|channel|>commentary get_weather<|message|>", ["bare_recipient"]),
+        ("<|channel|>commentary to=functions.get_weatherjson", ["missing_message"]),
+    ],
+)
+def test_declared_tools_tell_a_name_from_what_sticks_to_it(header: str, repairs: list[str]) -> None:
+    tokens = [token_id for part in re.split("(?=json|commentary)", header) for token_id in encode(part)]
+    result = fuzz.parse([*tokens, *encode("{}<|call|>")], iter(lambda: 1, 0), ["get", "get_weather"])
+    assert result.events == [(NAME, "get_weather"), (ARGUMENTS, "{}")]
+    assert result.repairs == Counter(repairs)
+
+
 def test_every_repair_is_tested() -> None:
     tested = {repair for _, _, repairs in MALFORMED for repair in repairs} | {Repair.INVALID_TOKEN}
     assert tested == set(Repair)
