@@ -29,9 +29,10 @@ class AnswerAssembler:
         include_reasoning: bool = True,
         stop: tuple[str, ...] = (),
         with_logprobs: bool = False,
+        tool_names: Iterable[str] = (),
         new_id: Callable[[], str] = new_tool_call_id,
     ) -> None:
-        self._parser = StreamParser()
+        self._parser = StreamParser(tool_names)
         self._stop = StopStrings(stop)
         self._logprobs = LogprobQueue() if with_logprobs else None
         self._include_reasoning = include_reasoning

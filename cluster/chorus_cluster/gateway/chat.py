@@ -84,6 +84,7 @@ class ChatService:
             include_reasoning=request.include_reasoning,
             stop=request.stop,
             with_logprobs=request.top_logprobs is not None,
+            tool_names=[tool.name for tool in request.tools],
         )
         responses = self._engine.generate(engine_request)
         try:

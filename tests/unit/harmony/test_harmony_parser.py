@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -319,3 +320,16 @@ def test_survives_any_tokens_however_chunked(tokens: list[int], chunk: int) -> N
 def test_mutated_streams() -> None:
     repairs = fuzz.run(20_000, seed=20_240_805)
     assert set(repairs) >= set(Repair) - {Repair.BUILTIN_RECIPIENT, Repair.INVALID_TOKEN}
+
+
+def test_cost_of_a_token() -> None:
+    body = encode("The quick brown fox jumps over the lazy dog, and so on. " * 200)
+    tokens = [*encode("<|channel|>final<|message|>"), *body]
+    costs = []
+    for _ in range(5):
+        parser = StreamParser()
+        start = time.process_time()
+        for token_id in tokens:
+            parser.feed((token_id,))
+        costs.append((time.process_time() - start) / len(tokens))
+    assert min(costs) < 5e-6
