@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from .addressee import addressee, stray_sink
 from .deltas import Delta, ToolCallStarted
-from .header import ANALYSIS, FINAL, Header, Origin, Segment, Stray, read_header
+from .header import Header, Origin, Segment, read_header
 from .repairs import Repair
-from .text_sink import ANSWER, REASONING, Sink, TextSink
+from .text_sink import ANSWER, Sink, TextSink
 from .token_table import load_token_table
 from .vocabulary import (
     CALL,
@@ -33,10 +34,6 @@ _ENDS: Final = (END, RETURN, CALL, ENDOFTEXT)
 # `<|message|>` was lost; the second bound is for text without spaces.
 _MAX_HEADER_WORDS: Final = 6
 _MAX_HEADER_TOKENS: Final = 64
-_FUNCTIONS: Final = "functions."
-_MAX_NAME_LENGTH: Final = 64
-_BUILTIN_TOOLS: Final = ("python", "browser", "container")
-_NO_TOOLS: Final = ("assistant", "user", "all", "system", "developer")
 
 
 class StreamParser:
@@ -50,7 +47,7 @@ class StreamParser:
     """
 
     def __init__(self, tool_names: Iterable[str] = ()) -> None:
-        self._tools = tuple(_FUNCTIONS + name for name in tool_names)
+        self._tools = tuple(f"functions.{name}" for name in tool_names)
         table = load_token_table()
         self._blob, self._offsets = table.blob, table.offsets
         self._num_fed = 0
@@ -238,7 +235,7 @@ class StreamParser:
         self._segments = []
         self._count(*header.repairs)
         for stray in header.strays:
-            self._begin_body(self._stray_sink(stray, header), starts_message=self._interrupted is None)
+            self._begin_body(stray_sink(stray, header, self._interrupted), starts_message=self._interrupted is None)
             self._append(stray.text.pieces, stray.text.indices)
             self._close_body()
         if header.says_nothing and not closed:
@@ -248,7 +245,7 @@ class StreamParser:
                 self._count(Repair.MISSING_END)
             if not closed:
                 self._count(Repair.MISSING_MESSAGE)
-            self._begin_body(self._header_sink(header), starts_message=True)
+            self._begin_body(self._sink_of(header), starts_message=True)
         self._append(header.body.pieces, header.body.indices)
 
     def _continue_body(self) -> None:
@@ -273,42 +270,15 @@ class StreamParser:
         self._text.close()
         self._sink = None
 
-    def _stray_sink(self, stray: Stray, header: Header) -> Sink:
-        if stray.channel is None and self._interrupted is not None:
-            return self._interrupted
-        if header.author or (stray.channel and (header.recipients or stray.channel.startswith(ANALYSIS))):
-            return REASONING
-        return ANSWER
-
-    def _header_sink(self, header: Header) -> Sink:
-        recipients = [name for name in header.recipients if name not in _NO_TOOLS]
-        if not header.recipients and header.author and header.content_type == "json":
-            recipients = [header.author]
-        if len(header.recipients) > 1:
-            self._count(Repair.DOUBLED_RECIPIENT)
-        if header.author:
-            self._count(Repair.FOREIGN_ROLE)
-        elif header.channel is None and Repair.MISSING_CHANNEL not in header.repairs:
-            self._count(Repair.MISSING_CHANNEL)
-        if recipients:
-            functions = [name for name in recipients if name.startswith(_FUNCTIONS)]
-            return self._start_call((functions or recipients)[0], header)
-        if header.author or (header.channel and header.channel.startswith(ANALYSIS)):
-            return REASONING
-        return ANSWER
-
-    def _start_call(self, recipient: str, header: Header) -> Sink:
-        is_builtin = recipient.partition(".")[0] in _BUILTIN_TOOLS
-        if is_builtin:
-            self._count(Repair.BUILTIN_RECIPIENT)
-        elif not recipient.startswith(_FUNCTIONS) and Repair.BARE_RECIPIENT not in header.repairs:
-            self._count(Repair.BARE_RECIPIENT)
-        if header.channel == FINAL or (header.channel == ANALYSIS and not is_builtin):
-            self._count(Repair.MISPLACED_CALL)
-        name = (recipient.removeprefix(_FUNCTIONS) or recipient)[:_MAX_NAME_LENGTH]
+    def _sink_of(self, header: Header) -> Sink:
+        """Return where the message's text goes; a call begins here."""
+        receiver = addressee(header)
+        self._count(*receiver.repairs)
+        if receiver.tool is None:
+            return receiver.sink
         index = self._num_tool_calls
         self._num_tool_calls += 1
-        self._text.deltas.append(ToolCallStarted(index, name))
+        self._text.deltas.append(ToolCallStarted(index, receiver.tool))
         return index
 
     def _count(self, *repairs: Repair) -> None:
