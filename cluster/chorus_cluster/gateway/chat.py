@@ -10,14 +10,14 @@ import secrets
 import time
 from collections.abc import Callable
 
-from chorus_cluster.errors import InvalidRequest, Unavailable
+from chorus_cluster.errors import ContextTooLong, InvalidRequest, Unavailable
 from chorus_cluster.gateway.answer import AnswerAssembler
 from chorus_cluster.gateway.metrics import ChatTimer, GatewayMetrics
 from chorus_cluster.gateway.model_info import ModelInfoCache
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_cluster.gateway.stream import ChatStream, close_responses, next_response, outcome_of
 from chorus_cluster.gateway.validate import max_new_tokens, validate
-from chorus_cluster.harmony.conversation import Conversation, InvalidConversation
+from chorus_cluster.harmony.conversation import Conversation, ConversationTooLong, InvalidConversation
 from chorus_cluster.harmony.render import render
 from chorus_cluster.harmony.vocabulary import STOP_TOKEN_IDS
 from chorus_cluster.routing.engine_client import EngineClient
@@ -110,7 +110,7 @@ class ChatService:
     ) -> engine_pb2.GenerateRequest:
         model = await self.models.get()
         validate(request, model)
-        prompt = self._render(request)
+        prompt = self._render(request, model.max_model_len)
         return engine_pb2.GenerateRequest(
             request_id=completion_id,
             prompt_token_ids=prompt,
@@ -119,7 +119,7 @@ class ChatService:
             deadline_unix_s=deadline_unix_s,
         )
 
-    def _render(self, request: ChatRequest) -> list[int]:
+    def _render(self, request: ChatRequest, max_model_len: int) -> list[int]:
         conversation = Conversation(
             messages=request.messages,
             tools=request.tools if request.tool_choice == "auto" else (),
@@ -127,7 +127,9 @@ class ChatService:
             current_date=self._today(),
         )
         try:
-            return render(conversation)
+            return render(conversation, max_model_len)
+        except ConversationTooLong as error:
+            raise ContextTooLong(error.field, error.message) from None
         except InvalidConversation as error:
             raise InvalidRequest(error.field, error.message) from None
 

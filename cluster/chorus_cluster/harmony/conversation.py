@@ -21,6 +21,10 @@ class InvalidConversation(ValueError):
         self.message = message
 
 
+class ConversationTooLong(InvalidConversation):
+    """The conversation's texts alone take more tokens than the prompt may have."""
+
+
 class Role(StrEnum):
     """Who wrote a message, in the chat API's terms."""
 

@@ -15,7 +15,17 @@ from typing import Any, Final
 
 import openai_harmony as oh
 
-from .conversation import Conversation, Effort, InvalidConversation, Message, ResponseFormat, Role, Tool, ToolCall
+from .conversation import (
+    Conversation,
+    ConversationTooLong,
+    Effort,
+    InvalidConversation,
+    Message,
+    ResponseFormat,
+    Role,
+    Tool,
+    ToolCall,
+)
 from .long_runs import has_long_run, split_long_runs
 from .vocabulary import load_encoding
 
@@ -28,18 +38,31 @@ _EFFORTS: Final = {
     Effort.HIGH: oh.ReasoningEffort.HIGH,
 }
 _INSTRUCTIONS_ROLES: Final = (Role.SYSTEM, Role.DEVELOPER)
+# Characters per token below which a text is just rendered: most have more, and counting first costs as much again.
+_SHORT_TEXT: Final = 4
+_SLICE: Final = 8192
+# A word that is cut in two may take more tokens than in one; nobody is refused for those.
+_TOKENS_OF_A_CUT: Final = 8
 # ValueError is what it makes of JSON that it can't read.
 _RENDERER_ERRORS: Final = (oh.HarmonyError, ValueError)
 _KEEP_ALL: Final = oh.RenderConversationConfig(auto_drop_analysis=False)
 
 
-def render(conversation: Conversation) -> list[int]:
+def render(conversation: Conversation, max_tokens: int | None = None) -> list[int]:
     """Return the prompt's token ids; they end with `<|start|>assistant`.
+
+    Args:
+        conversation: what the model is told.
+        max_tokens: with it, texts that are far too long are refused before they cost as much as rendering them
+            would; a prompt that is returned may still have more tokens.
 
     Raises:
         InvalidConversation: a field can't be rendered; names the field.
+        ConversationTooLong: the texts take more than `max_tokens`.
         VocabularyError: the vocabulary can't be loaded.
     """
+    if max_tokens is not None:
+        _check_length(conversation, max_tokens)
     messages = oh.Conversation(messages=to_harmony(conversation))
     try:
         prompt: list[int] = load_encoding().render_conversation_for_completion(messages, oh.Role.ASSISTANT, _KEEP_ALL)
@@ -76,6 +99,26 @@ def to_harmony(conversation: Conversation) -> list[oh.Message]:
             case _:
                 messages += _late_instructions(message)
     return messages
+
+
+def _check_length(conversation: Conversation, max_tokens: int) -> None:
+    """Count the tokens of long texts slice by slice, and give up as soon as there are too many."""
+    texts = [tool.description for tool in conversation.tools]
+    for message in conversation.messages:
+        texts += [message.content, *(call.arguments for call in message.tool_calls)]
+    if sum(map(len, texts)) <= _SHORT_TEXT * max_tokens:
+        return
+    num_tokens = 0
+    for text in texts:
+        for start in range(0, len(text), _SLICE):
+            num_tokens += max(0, _count_tokens(text[start : start + _SLICE]) - _TOKENS_OF_A_CUT)
+            if num_tokens > max_tokens:
+                raise ConversationTooLong("messages", f"take more than the {max_tokens} tokens of the model's context")
+
+
+def _count_tokens(text: str) -> int:
+    parts = split_long_runs(_clean(text))
+    return sum(len(load_encoding().encode(part, disallowed_special=())) for part in parts)
 
 
 def _num_leading_instructions(messages: Sequence[Message]) -> int:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from chorus_cluster.harmony.conversation import (
     Conversation,
+    ConversationTooLong,
     Effort,
     InvalidConversation,
     Message,
@@ -259,8 +260,29 @@ def test_long_runs_take_linear_time_and_lose_nothing(character: str) -> None:
     text = f"Look: {character * 200_000} end"
     start = time.process_time()
     token_ids = render(Conversation((Message(Role.SYSTEM, text), Message(Role.USER, text)), (Tool("f"),)))
-    assert time.process_time() - start < 8  # unsplit, 100,000 ideographs take 45 s, and more overflow a stack
+    assert time.process_time() - start < 8  # unsplit, 100,000 ideographs take 45 s, a million overflow a stack
     assert load_encoding().decode(token_ids).count(text) == 2
+
+
+@pytest.mark.parametrize("character", ["ab ", "漢", "漢字，", "🚀", "a" * 1000 + " "])
+@pytest.mark.parametrize("role", [Role.SYSTEM, Role.USER])
+def test_texts_far_too_long_are_refused_at_little_cost(character: str, role: Role) -> None:
+    messages = (HI, Message(role, character * (4_000_000 // len(character))))
+    start = time.process_time()
+    with pytest.raises(ConversationTooLong, match="131072 tokens") as caught:
+        render(Conversation(messages), max_tokens=131_072)
+    assert time.process_time() - start < 1  # rendering them takes up to 7 s
+    assert caught.value.field == "messages"
+
+
+def test_long_texts_that_fit_are_rendered() -> None:
+    text = "indented\n" + " " * 100 + "".join(f"{number:>16}" for number in range(2000))
+    conversation = Conversation((Message(Role.USER, text),), (Tool("f", text),))
+    token_ids = render(conversation)
+    assert 2 * len(text) > 4 * len(token_ids)
+    assert render(conversation, len(token_ids)) == token_ids
+    with pytest.raises(ConversationTooLong):
+        render(conversation, len(token_ids) // 2)
 
 
 @settings(max_examples=100, deadline=None)
