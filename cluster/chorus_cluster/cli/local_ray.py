@@ -19,6 +19,7 @@ from typing import Self
 
 import psutil
 
+from chorus_cluster.cli.haproxy import find_haproxy, write_launcher
 from chorus_cluster.config import ClusterConfig
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,10 @@ class LocalRay:
     def __enter__(self) -> Self:
         check_ports(self._config)
         os.environ.update(ray_environment(self._config, self._folder))
+        if self._config.data_plane.haproxy and (binary := find_haproxy()):
+            launcher = self._folder / "haproxy" / "bin" / "haproxy"
+            write_launcher(launcher, binary)
+            os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(launcher)
         import ray
 
         try:

