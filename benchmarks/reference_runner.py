@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.support.checkpoints import Shape, write_checkpoint
 
 from chorus_workers.runner.base import Batch, Runner, SampleRequest, SequenceChunk
 from chorus_workers.runner.factory import RunnerConfig, create_runner
 from chorus_workers.sampling_params import SamplingParams
-from tests.support.checkpoints import Shape, write_checkpoint
 
 RANDOM_SHAPE = Shape(
     num_layers=6,

@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve import Application
 
 from chorus_cluster import metrics
-from chorus_cluster.config import AppConfig, ConfigError, parse
+from chorus_cluster.config import AppConfig, ConfigError, WorkersConfig, parse
 from chorus_cluster.gateway.replica import GatewayReplica
 
 APP_NAME = "chorus"
@@ -87,10 +87,8 @@ def _workers(config: AppConfig) -> Application:
         max_ongoing_requests=workers.max_num_seqs + workers.max_queued_requests + _REFUSAL_SLOTS,
         max_queued_requests=config.routing.max_waiting,
         backpressure_config=_BACKPRESSURE,
-        ray_actor_options={
-            "num_cpus": workers.num_cpus * workers.shards,
-            "num_gpus": workers.num_gpus * workers.shards,
-        },
+        ray_actor_options={"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus},
+        **_shard_bundles(workers),
         request_router_config={
             "request_router_class": "chorus_cluster.routing.router:OutstandingTokensRouter",
             "request_router_kwargs": {"expected_output_tokens": config.routing.expected_output_tokens},
@@ -101,6 +99,14 @@ def _workers(config: AppConfig) -> Application:
         **_lifecycle(config),
     )(Worker)
     return deployment.bind(worker_config)
+
+
+def _shard_bundles(workers: WorkersConfig) -> dict[str, Any]:
+    """A bundle of resources for each shard, if there are several; the first is the replica's own."""
+    if workers.shards == 1:
+        return {}
+    resources = {"CPU": workers.num_cpus, "GPU": workers.num_gpus}
+    return {"placement_group_bundles": [{k: v for k, v in resources.items() if v}] * workers.shards}
 
 
 def _lifecycle(config: AppConfig) -> dict[str, Any]:

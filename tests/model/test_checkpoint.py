@@ -1,6 +1,7 @@
 """What the loader accepts, and what its refusals name."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,12 @@ def test_a_compact_vocabulary_without_its_rows(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, COMPACT)
     change_tensors(folder, lambda tensors: tensors.pop("vocabulary_rows"))
     assert "tensor vocabulary_rows: the tensor is missing" in refusal(folder)
+
+
+def test_an_error_survives_the_way_from_another_process(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        load_model(folder)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert isinstance(copy, CheckpointError)
+    assert (str(copy), copy.path, copy.tensor) == (str(caught.value), folder, None)

@@ -29,8 +29,10 @@ class WorkerConfig:
     # Requests waiting beyond the running ones; the next one is refused as OVERLOADED.
     max_queued_requests: int = 256
     num_shards: int = 1
+    # host:port at which shard 0 awaits the others. The worker sets it as it starts them.
+    shard_address: str | None = None
     # A stream's tokens after the first are merged into at most one message in this time, in seconds.
-    merge_interval_s: float = 0.015
+    merge_interval_s: float = 0.02
     # Port of the worker's own EngineService. None: off. 0: any free one.
     grpc_port: int | None = None
     # The address it listens on. It has no authentication: open it to other hosts only where the network is trusted.

@@ -11,12 +11,13 @@ from prometheus_client import generate_latest
 
 from chorus_protos.v1 import engine_pb2
 from chorus_workers import convert
-from chorus_workers.config import WorkerConfig
+from chorus_workers.config import FAKE_MODEL_PREFIX, WorkerConfig
 from chorus_workers.engine.client import AsyncEngine
 from chorus_workers.engine.request import Refusal, RefusalReason, Refused
 from chorus_workers.engine.stream import EngineDeadError
 from chorus_workers.metrics import build_registry, push_forever
 from chorus_workers.servicer import EngineServer
+from chorus_workers.shards import ShardGroup
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class Worker:
         self._server: EngineServer | None = None
         self._pushing: asyncio.Task[None] | None = None
         self._refused_at_edge: Counter[str] = Counter()
-        self._engine = await AsyncEngine.start(config)
+        self._shards: ShardGroup | None = None
+        self._engine = await self._start_engine()
         self._engine.on_death = self._on_engine_death
         self._registry = build_registry(self._engine, self._refused_at_edge)
         if config.grpc_port is not None:
@@ -124,12 +126,27 @@ class Worker:
         if self._server is not None:
             await self._server.stop(_GRPC_GRACE_S)
         await self._engine.close()
+        if self._shards is not None:
+            self._shards.close()
 
     def __del__(self) -> Coroutine[None, None, None] | None:
         """Serve calls this when it stops a replica, and awaits what comes back."""
         if not hasattr(self, "_engine") or self._engine.is_closed:
             return None
         return self.shutdown()
+
+    async def _start_engine(self) -> AsyncEngine:
+        if self._config.num_shards == 1 or self._config.model.startswith(FAKE_MODEL_PREFIX):
+            return await AsyncEngine.start(self._config)
+        self._shards = shards = ShardGroup.start(self._config)
+        try:
+            engine = await shards.watch_start(asyncio.create_task(AsyncEngine.start(shards.config)))
+        except BaseException:
+            shards.close()
+            raise
+        # Without its followers the engine only finds out in its next step.
+        shards.on_death(lambda _: engine.kill())
+        return engine
 
     def _on_engine_death(self, reason: str) -> None:
         loop = asyncio.get_running_loop()

@@ -82,7 +82,7 @@ class Link:
 
 
 def load_runner(config: WorkerConfig) -> Runner:
-    """Loads the model. Errors: CheckpointError, ValueError."""
+    """Loads the model. Errors: CheckpointError, ValueError; RunnerError when another shard doesn't come up."""
     if config.model.startswith(FAKE_MODEL_PREFIX):
         return FakeRunner(
             FakeModel.from_config(config.model),
@@ -93,20 +93,9 @@ def load_runner(config: WorkerConfig) -> Runner:
             max_batched_tokens=config.max_batched_tokens,
         )
     # Here, so that a fake engine starts without PyTorch.
-    from chorus_workers.runner.factory import RunnerConfig, create_runner
+    from chorus_workers.runner.factory import create_runner, runner_config
 
-    return create_runner(
-        RunnerConfig(
-            model=config.model,
-            max_model_len=config.max_model_len,
-            block_size=config.block_size,
-            num_blocks=config.num_kv_blocks,
-            num_slots=config.max_num_seqs,
-            max_batched_tokens=config.max_batched_tokens,
-            num_shards=config.num_shards,
-            num_threads=config.num_threads,
-        )
-    )
+    return create_runner(runner_config(config))
 
 
 def serve(link: Link, engine: Engine, info: RunnerInfo) -> None:

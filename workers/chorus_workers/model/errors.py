@@ -11,3 +11,8 @@ class CheckpointError(Exception):
         super().__init__(f"{where}: {problem}")
         self.path = path
         self.tensor = tensor
+        self._arguments = (path, problem, tensor)
+
+    def __reduce__(self) -> "tuple[type[CheckpointError], tuple[Path, str, str | None]]":
+        """Errors of other processes arrive pickled."""
+        return CheckpointError, self._arguments

@@ -5,6 +5,7 @@ import os
 import psutil
 import torch
 
+from chorus_workers.config import WorkerConfig
 from chorus_workers.model.checkpoint import load_model
 from chorus_workers.model.config import read_config
 from chorus_workers.model.weights import Model, Shard
@@ -13,7 +14,22 @@ from chorus_workers.runner.config import RunnerConfig, resolve, resolve_threads
 from chorus_workers.runner.reference import ReferenceRunner
 from chorus_workers.runner.shard_group import ShardLeader, ShardLinks, follow
 
-__all__ = ["RunnerConfig", "create_runner", "run_follower"]
+__all__ = ["RunnerConfig", "create_runner", "run_follower", "runner_config"]
+
+
+def runner_config(config: WorkerConfig) -> RunnerConfig:
+    """The runner's part of a worker's configuration."""
+    return RunnerConfig(
+        model=config.model,
+        max_model_len=config.max_model_len,
+        block_size=config.block_size,
+        num_blocks=config.num_kv_blocks,
+        num_slots=config.max_num_seqs,
+        max_batched_tokens=config.max_batched_tokens,
+        num_shards=config.num_shards,
+        num_threads=config.num_threads,
+        shard_address=config.shard_address,
+    )
 
 
 def create_runner(config: RunnerConfig) -> Runner:
