@@ -13,6 +13,7 @@ from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
 from chorus_cluster.gateway.health import HealthMethods
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.gateway.metrics import GatewayMetrics
+from chorus_cluster.harmony.warm_up import warm_up
 from chorus_cluster.routing.client import RetryPolicy, ServeEngineClient
 
 
@@ -20,6 +21,8 @@ class GatewayReplica(GrpcChatMethods, HealthMethods):
     """What Serve starts. It must be wrapped by `serve.ingress()`, which asks for the ASGI app below."""
 
     async def __init__(self, workers: DeploymentHandle[Any], config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        # The replica counts as ready only after this, so that no request waits for it.
+        await asyncio.to_thread(warm_up)
         own_metrics = GatewayMetrics()
         engine = ServeEngineClient(
             # Serve's default, cloudpickle, takes four times as long for a protobuf message; there is one for every

@@ -41,6 +41,11 @@ def split_long_runs(text: str) -> Iterator[str]:
     yield text[start:]
 
 
+def load_patterns() -> None:
+    """Compile the patterns, which takes 70 ms once."""
+    _long_run()
+
+
 @functools.cache
 def _long_run() -> re.Pattern[str]:
     """Match runs of letters and marks, of neither letters nor digits nor white space, and of white space.

@@ -12,6 +12,8 @@ import pytest
 
 from chorus_cluster.harmony import vocabulary
 
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(("cluster", ".")), "PATH": os.environ["PATH"]}
+
 PROBE = """
 import socket, sys
 from tests.unit.harmony.test_harmony_vocabulary import deny_sockets
@@ -57,7 +59,7 @@ def load_without_network(**environment: str) -> str:
     """Load the vocabulary in a process without sockets; return what it printed."""
     run = subprocess.run(
         [sys.executable, "-c", PROBE],
-        env={"PYTHONPATH": os.pathsep.join(("cluster", ".")), "PATH": os.environ["PATH"]} | environment,
+        env=ENVIRONMENT | environment,
         capture_output=True,
         text=True,
         timeout=60,
@@ -92,6 +94,22 @@ def test_refuses_when_nothing_is_writable(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(vocabulary, "_cache_folders", lambda: [Path("/proc/nowhere")])
     with pytest.raises(vocabulary.VocabularyError, match="/proc/nowhere"):
         vocabulary._unpack_table()
+
+
+def test_nothing_is_left_to_load_after_warm_up() -> None:
+    probe = (
+        "import time\n"
+        "from chorus_cluster.harmony.warm_up import warm_up\n"
+        "from chorus_cluster.harmony.parser import StreamParser\n"
+        "from chorus_cluster.harmony.conversation import Conversation, Message, Role\n"
+        "from chorus_cluster.harmony.render import render\n"
+        "warm_up()\n"
+        "start = time.process_time()\n"
+        "StreamParser().feed(render(Conversation((Message(Role.USER, '\u6f22' * 300),))))\n"
+        "print(time.process_time() - start)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", probe], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 0.03  # any one of them takes longer to load
 
 
 def test_special_ids_are_those_of_openai_harmony() -> None:
