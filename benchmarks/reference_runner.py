@@ -1,26 +1,25 @@
 """Speed of the reference runner alone: decode steps at several batch sizes and contexts, and prefill.
 
-usage: PYTHONPATH=cluster:workers:kernels:protos:. python benchmarks/reference_runner.py [--model demo|random|PATH]
+usage: PYTHONPATH=workers:kernels:. python benchmarks/reference_runner.py [--model demo|random|PATH] [--note TEXT]
 
 `random` is a random checkpoint of the demo model's size. One JSON line a point: ms a step (median and 95th percentile)
-and tokens a second, with the machine, the versions and the commit.
+and tokens a second. With a note, the lines are added to benchmarks/results/reference_runner.jsonl.
 """
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from results import append, environment
 from tests.support.checkpoints import Shape, write_checkpoint
 
 from chorus_workers.runner.base import Batch, Runner, SampleRequest, SequenceChunk
-from chorus_workers.runner.factory import RunnerConfig, create_runner
+from chorus_workers.runner.config import RunnerConfig
+from chorus_workers.runner.factory import create_runner
 from chorus_workers.sampling_params import SamplingParams
 
 RANDOM_SHAPE = Shape(
@@ -66,15 +65,19 @@ def decode(runner: Runner, num_sequences: int, context: int, params: SamplingPar
     return time_steps(runner, batch, num_steps)
 
 
-def report(point: dict[str, Any], times: list[float], num_tokens: int, machine: dict[str, Any]) -> None:
+def report(point: dict[str, Any], times: list[float], num_tokens: int, options: argparse.Namespace) -> None:
     times.sort()
     median = statistics.median(times)
-    measured = {
+    row = point | {
+        "model": options.model,
+        "threads": options.threads,
         "ms_median": round(median, 3),
         "ms_p95": round(times[int(len(times) * 0.95)], 3),
         "tokens_per_s": round(num_tokens * 1e3 / median, 1),
     }
-    print(json.dumps(point | measured | machine), flush=True)
+    print(json.dumps(row), flush=True)
+    if options.note:
+        append("reference_runner", environment() | row | {"note": options.note})
 
 
 def main() -> None:
@@ -82,15 +85,8 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--note")
     options = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    machine = {
-        "model": options.model,
-        "threads": options.threads,
-        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-    }
     with tempfile.TemporaryDirectory() as folder:
         path = str(write_checkpoint(Path(folder), RANDOM_SHAPE)) if options.model == "random" else options.model
         config = RunnerConfig(path, 4096, BLOCK_SIZE, 4096, 32, 512, num_threads=options.threads)
@@ -109,11 +105,11 @@ def main() -> None:
         ):
             times = decode(runner, num_sequences, context, params, options.steps)
             point = {"kind": "decode", "sequences": num_sequences, "context": context}
-            report(point | {"temperature": params.temperature}, times, num_sequences, machine)
+            report(point | {"temperature": params.temperature}, times, num_sequences, options)
         for start in (0, 3584):
             table = list(range(256))
             times = time_steps(runner, Batch([chunk(0, start, [5] * 512, table, greedy)]), options.steps // 4)
-            report({"kind": "prefill", "tokens": 512, "context": start}, times, 512, machine)
+            report({"kind": "prefill", "tokens": 512, "context": start}, times, 512, options)
 
 
 if __name__ == "__main__":

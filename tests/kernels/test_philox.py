@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from chorus_kernels.sampling import gumbel_noise, philox_4x32, random_words, split_seed
+from chorus_kernels.sampling import gumbel_noise, gumbel_noise_grid, philox_4x32, random_words, split_seed
 from chorus_kernels.sampling.philox import MAX_GUMBEL, MIN_GUMBEL
 
 MASK = 0xFFFFFFFF
@@ -98,3 +98,16 @@ def test_noise_has_gumbels_moments_and_lies_within_the_stated_bounds() -> None:
     assert float(noise.var()) == pytest.approx(math.pi**2 / 6, rel=0.02)
     extremes = [-math.log(-math.log((word + 0.5) * 2.0**-32)) for word in (0, MASK)]
     assert MIN_GUMBEL < extremes[0] < -3.12 and 22.87 < extremes[1] < MAX_GUMBEL
+
+
+@pytest.mark.parametrize(("num_sequences", "num_tokens"), [(1, 1), (3, 5000), (40, 333), (2, 30000), (0, 7), (2, 0)])
+def test_the_grid_holds_the_same_numbers(num_sequences: int, num_tokens: int) -> None:
+    generator = torch.Generator().manual_seed(num_tokens)
+    seeds = torch.randint(0, 2**32, (num_sequences, 2), generator=generator)
+    positions = torch.randint(0, 131072, (num_sequences,), generator=generator)
+    token_ids = torch.randperm(201088, generator=generator)[:num_tokens]
+    grid = gumbel_noise_grid(seeds, positions, token_ids)
+    assert grid.shape == (num_sequences, num_tokens)
+    for s in range(0, num_sequences, 7):
+        one = gumbel_noise(seeds[s].expand(num_tokens, 2), positions[s].expand(num_tokens), token_ids)
+        assert torch.equal(grid[s], one)

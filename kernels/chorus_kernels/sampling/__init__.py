@@ -1,4 +1,4 @@
-from chorus_kernels.sampling.philox import gumbel_noise, philox_4x32, random_words, split_seed
+from chorus_kernels.sampling.philox import gumbel_noise, gumbel_noise_grid, philox_4x32, random_words, split_seed
 from chorus_kernels.sampling.reference import (
     MIN_TEMPERATURE,
     apply_penalties,
@@ -13,6 +13,7 @@ __all__ = [
     "apply_penalties",
     "greedy",
     "gumbel_noise",
+    "gumbel_noise_grid",
     "philox_4x32",
     "random_words",
     "sample",

@@ -60,8 +60,29 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
     return torch.cat([_gumbel_noise(*part) for part in parts])
 
 
+def gumbel_noise_grid(seeds: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
+    """The same numbers for every sequence and token: seeds [S, 2], positions [S], token_ids [N] to float32 [S, N].
+
+    A block of four token ids is drawn once: several times cheaper than `gumbel_noise`, where most are wanted.
+    """
+    blocks, inverse = (token_ids >> 2).unique(return_inverse=True)
+    columns = inverse * 4 + (token_ids & 3)
+    zero = torch.zeros(1, 1, dtype=torch.int64, device=token_ids.device)
+    num_rows = max(1, _CHUNK // max(1, blocks.shape[0]))
+    rows = []
+    for seed, position in zip(seeds.unsqueeze(1).split(num_rows), positions.unsqueeze(1).split(num_rows), strict=True):
+        words = philox_4x32((blocks.unsqueeze(0), position, zero, zero), (seed[..., 0], seed[..., 1]))
+        words_by_token = torch.stack(torch.broadcast_tensors(*words), -1).flatten(1).index_select(1, columns)
+        rows.append(_to_gumbel(words_by_token))
+    return torch.cat(rows)
+
+
 def _gumbel_noise(seeds: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
-    uniform = (random_words(seeds, positions, token_ids).double() + 0.5) * 2.0**-32
+    return _to_gumbel(random_words(seeds, positions, token_ids))
+
+
+def _to_gumbel(words: Tensor) -> Tensor:
+    uniform = (words.double() + 0.5) * 2.0**-32
     return uniform.log_().neg_().log_().neg_().float()
 
 

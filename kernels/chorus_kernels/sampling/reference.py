@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from chorus_kernels.sampling.philox import MAX_GUMBEL, MIN_GUMBEL, gumbel_noise
+from chorus_kernels.sampling.philox import MAX_GUMBEL, MIN_GUMBEL, gumbel_noise, gumbel_noise_grid
 
 # Below this a temperature is greedy: differences of logits divided by it leave float32's useful range.
 MIN_TEMPERATURE = 1e-5
@@ -89,7 +89,11 @@ def sample(
     z = (logits - logits.amax(-1, keepdim=True)) / temperature.unsqueeze(-1)  # the largest is 0
     # A token this far behind loses to the likeliest one even with the best noise against the worst.
     threshold = truncation_threshold(z, top_k, top_p, min_p).clamp_min(MIN_GUMBEL - MAX_GUMBEL)
-    sequence, row = (z >= threshold.unsqueeze(-1)).nonzero(as_tuple=True)
+    kept = z >= threshold.unsqueeze(-1)
+    if int(kept.sum()) * 2 > kept.numel():
+        scores = z + gumbel_noise_grid(seeds, positions, token_ids)
+        return scores.masked_fill_(~kept, -math.inf).max(-1).indices
+    sequence, row = kept.nonzero(as_tuple=True)
     noise = gumbel_noise(seeds[sequence], positions[sequence], token_ids[row])
     scores = torch.full_like(z, -math.inf).index_put_((sequence, row), z[sequence, row] + noise)
     return scores.max(-1).indices
