@@ -42,11 +42,11 @@ def test_a_script_has_a_prefix_a_body_and_a_stop() -> None:
 def test_steps_in_a_row_keep_their_interval_and_a_pause_starts_anew() -> None:
     runner, sleeper = fake(FakeModel(step_time_s=1.0, body=9))
     ends = []
-    for host_time in (0.0, 0.25, 0.25, 5.0):
+    for host_time in (0.0, 0.125, 0.125, 0.5):
         sleeper.now += host_time
         run(runner, [1], 1)
         ends.append(sleeper.now)
-    assert ends == [11.0, 12.0, 13.0, 19.0]
+    assert ends == [11.0, 12.0, 13.0, 14.5]
 
 
 def test_without_a_script_tokens_follow_from_seed_position_and_past() -> None:

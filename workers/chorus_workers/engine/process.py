@@ -20,7 +20,8 @@ from chorus_workers.engine.messages import Abort, Decoder, Failed, Ready, Report
 from chorus_workers.runner.base import Runner, RunnerInfo
 from chorus_workers.runner.fake import FakeModel, FakeRunner
 
-logger = logging.getLogger(__name__)
+# Run as a module, its name is __main__.
+logger = logging.getLogger("chorus_workers.engine.process")
 
 _REPORT_INTERVAL_S = 0.25
 _RECEIVE_BYTES = 1 << 20
@@ -145,7 +146,7 @@ def run(sock: socket.socket) -> None:
             link.drain(timeout_s=1)
             raise
     except ReplicaGone:
-        logger.info("the replica is gone, the engine ends")
+        logger.debug("the replica is gone, the engine ends")
 
 
 def main() -> None:

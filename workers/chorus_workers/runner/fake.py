@@ -9,6 +9,9 @@ from zlib import crc32
 from chorus_workers.config import FAKE_MODEL_PREFIX
 from chorus_workers.runner.base import Batch, Runner, RunnerError, RunnerInfo, SampledToken, SampleRequest, StepResult
 
+# The host may take this share of a step without delaying the next one.
+_HOST_SHARE = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class FakeModel:
@@ -51,7 +54,7 @@ class FakeModel:
 
 
 class FakeRunner(Runner):
-    """Takes `step_time_s` for each step, counted from the end of the last one when steps follow on each other."""
+    """Takes `step_time_s` for each step, counted from the end of the last one when steps follow close on each other."""
 
     def __init__(
         self,
@@ -92,8 +95,9 @@ class FakeRunner(Runner):
             raise RunnerError("the fake device is lost")
         sampled = [None if chunk.sample is None else self._sample(chunk.sample) for chunk in batch.chunks]
         now = self._clock()
-        # Steps in a row keep their interval, as on a device that is always busy; after a pause a step is a whole one.
-        in_a_row = now - self._last_end < self._model.step_time_s
+        # Steps in a row keep their interval, as on a device that works on while the host prepares the next step; after
+        # a pause a step is a whole one.
+        in_a_row = now - self._last_end < _HOST_SHARE * self._model.step_time_s
         self._last_end = (self._last_end if in_a_row else now) + self._model.step_time_s
         self._sleep(self._last_end - now)
         return StepResult(sampled)
