@@ -3,7 +3,9 @@
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from array import array
+
+import numpy as np
 
 from chorus_protos.v1 import engine_pb2
 from chorus_workers.engine.request import GenerationRequest, Refusal, RefusalReason, Refused
@@ -24,10 +26,11 @@ def request_from_pb(request: engine_pb2.GenerateRequest, info: RunnerInfo) -> Ge
     """
     if not 0 < len(request.request_id) <= MAX_REQUEST_ID_LENGTH:
         raise _invalid("request_id", f"must have 1 to {MAX_REQUEST_ID_LENGTH} characters")
-    prompt_token_ids = list(request.prompt_token_ids)
+    # An array, since it goes to the engine's process: pickling a list of 100,000 ids takes 8 ms there and back.
+    prompt_token_ids = array("I", request.prompt_token_ids)
     if not prompt_token_ids:
         raise _invalid("prompt_token_ids", "must not be empty")
-    _check_token_ids("prompt_token_ids", prompt_token_ids, info)
+    _check_token_ids("prompt_token_ids", int(np.frombuffer(prompt_token_ids, dtype=np.uintc).max()), info)
     if request.num_resumed_tokens >= len(prompt_token_ids):
         raise _invalid("num_resumed_tokens", "must be less than the number of prompt_token_ids")
     return GenerationRequest(
@@ -46,7 +49,7 @@ def params_from_pb(sampling: engine_pb2.SamplingParams, info: RunnerInfo) -> Sam
     stop_token_ids = list(sampling.stop_token_ids)
     if len(stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise _invalid("sampling.stop_token_ids", f"must have at most {MAX_STOP_TOKEN_IDS} entries")
-    _check_token_ids("sampling.stop_token_ids", stop_token_ids, info)
+    _check_token_ids("sampling.stop_token_ids", max(stop_token_ids, default=0), info)
     num_top_logprobs = sampling.logprobs if sampling.HasField("logprobs") else None
     if num_top_logprobs is not None and num_top_logprobs > MAX_TOP_LOGPROBS:
         raise _invalid("sampling.logprobs", f"must be at most {MAX_TOP_LOGPROBS}")
@@ -151,15 +154,15 @@ def _logit_bias(sampling: engine_pb2.SamplingParams, info: RunnerInfo) -> dict[i
     bias = dict(sampling.logit_bias)
     if len(bias) > MAX_LOGIT_BIAS_ENTRIES:
         raise _invalid("sampling.logit_bias", f"must have at most {MAX_LOGIT_BIAS_ENTRIES} entries")
-    _check_token_ids("sampling.logit_bias", list(bias), info)
+    _check_token_ids("sampling.logit_bias", max(bias, default=0), info)
     for token_id, value in bias.items():
         if not -100 <= value <= 100:
             raise _invalid("sampling.logit_bias", f"must be in [-100, 100], not {value:g} (token {token_id})")
     return bias
 
 
-def _check_token_ids(name: str, token_ids: Sequence[int], info: RunnerInfo) -> None:
-    if token_ids and (largest := max(token_ids)) >= info.vocab_size:
+def _check_token_ids(name: str, largest: int, info: RunnerInfo) -> None:
+    if largest >= info.vocab_size:
         raise _invalid(name, f"holds token id {largest}: ids must be less than the vocabulary's {info.vocab_size}")
 
 
