@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GptOssForCausalLM
 
 from chorus_workers.model.checkpoint import load_model
+from chorus_workers.runner import step_plan
 from chorus_workers.runner.base import SequenceChunk
 from chorus_workers.runner.reference import ReferenceRunner
 
@@ -108,6 +109,26 @@ def test_mixed_batches_match_too(twins: Twins) -> None:
                 ends.append(logits[sequence.num_computed - 1])
         assert float((twins.our_logits(chunks) - torch.stack(ends)).abs().max()) < TOLERANCE
     assert [sequence.num_computed for sequence in sequences] == [140, 19, 100]
+
+
+@pytest.mark.parametrize(("name", "value"), [("_TILE_QUERIES", 16), ("_TILE_SCORES", 2000), ("_GROUP_ROWS", 40)])
+def test_how_the_work_is_cut_changes_nothing(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch, name: str, value: int
+) -> None:
+    poison(twins.runner)
+    monkeypatch.setattr(step_plan, name, value)
+    expected = twins.their_logits(twins.prompt)
+    sequences = [ScatteredSequence(slot, twins.runner) for slot in (1, 4, 0)]
+    for start, end in ((0, 150), (150, 179), (179, 180)):
+        logits = twins.our_logits([sequence.chunk(twins.prompt[start:end]) for sequence in sequences])
+        assert float((logits - expected[end - 1]).abs().max()) < TOLERANCE
+
+
+def test_no_row_of_a_ring_is_written_twice_in_a_step(twins: Twins) -> None:
+    sequences = [ScatteredSequence(slot, twins.runner) for slot in (1, 2)]
+    plan = step_plan.plan_step([sequence.chunk(twins.prompt) for sequence in sequences], twins.runner.memory, 6)
+    assert len(plan.ring_writes) == len(set(plan.ring_writes.tolist())) == 2 * twins.shape.window
+    assert plan.ring_tokens is not None and int(plan.ring_tokens[0]) == PROMPT_LENGTH - twins.shape.window
 
 
 @pytest.mark.parametrize("layout", ["hugging_face", "original"])
