@@ -48,9 +48,11 @@ class Worker:
         self._engine = await self._start_engine()
         self._engine.on_death = self._on_engine_death
         self._registry = build_registry(self._engine, self._refused_at_edge)
-        if config.grpc_port is not None:
-            self._server = await EngineServer.start(self, config.grpc_host, config.grpc_port)
-            logger.info("EngineService listens on %s", self._server.address)
+        try:
+            await self._open_port()
+        except BaseException:
+            await self.shutdown()
+            raise
         if config.metrics_actor is not None:
             push = push_forever(config.metrics_actor, "worker", _replica_id(), self.metrics_page)
             self._pushing = asyncio.create_task(push)
@@ -147,6 +149,11 @@ class Worker:
         # Without its followers the engine only finds out in its next step.
         shards.on_death(lambda _: engine.kill())
         return engine
+
+    async def _open_port(self) -> None:
+        if self._config.grpc_port is not None:
+            self._server = await EngineServer.start(self, self._config.grpc_host, self._config.grpc_port)
+            logger.info("EngineService listens on %s", self._server.address)
 
     def _on_engine_death(self, reason: str) -> None:
         loop = asyncio.get_running_loop()

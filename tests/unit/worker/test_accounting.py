@@ -36,9 +36,9 @@ async def worker() -> AsyncIterator[Worker]:
     await worker.shutdown()
 
 
-def draw_request(number: int, dice: random.Random) -> engine_pb2.GenerateRequest:
+def draw_request(request_id: str, dice: random.Random) -> engine_pb2.GenerateRequest:
     request = engine_pb2.GenerateRequest(
-        request_id=str(number),
+        request_id=request_id,
         prompt_token_ids=[dice.randrange(1000) for _ in range(dice.choice([1, 5, 30, 60, 192]))],
         max_tokens=dice.choice([1, 40, 100, 130]),
     )
@@ -83,8 +83,15 @@ async def test_all_accounts_agree_under_churn(worker: Worker) -> None:
         stub = engine_pb2_grpc.EngineServiceStub(channel)
 
         async def one(number: int) -> None:
+            """Asks at some time, and again while the worker is full."""
             await asyncio.sleep(dice.choice([0, 0.3, dice.random() * 2, dice.random() * 2]))
-            endings[await consume(worker, stub, draw_request(number, dice), dice)] += 1
+            for attempt in range(1000):
+                ending = await consume(worker, stub, draw_request(f"{number}.{attempt}", dice), dice)
+                endings[ending] += 1
+                if ending not in ("overloaded", "resource_exhausted"):
+                    return
+                await asyncio.sleep(0.05 + dice.random() * 0.1)
+            raise AssertionError("never admitted")
 
         async with asyncio.timeout(60):
             await asyncio.gather(*(one(number) for number in range(NUM_REQUESTS)))
@@ -99,7 +106,7 @@ async def test_all_accounts_agree_under_churn(worker: Worker) -> None:
     await worker.check_health()
     # What clients saw, and what the engine says that it did.
     finished, refused = engine.stats.finished, engine.stats.refused
-    assert finished.total() + refused.total() == endings.total() == NUM_REQUESTS
+    assert finished.total() + refused.total() == endings.total() >= NUM_REQUESTS
     assert refused["overloaded"] == endings["overloaded"] + endings["resource_exhausted"]
     assert refused["invalid_argument"] == endings["invalid_argument"]
     # Who leaves doesn't hear how the request ended, if it did just then.

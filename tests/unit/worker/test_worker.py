@@ -1,8 +1,10 @@
 import asyncio
 import os
+import socket
 
+import psutil
 import pytest
-from tests.unit.worker.conftest import BODY, PREFIX, STOP
+from tests.unit.worker.conftest import BODY, PREFIX, STOP, fake_config, start_worker
 
 from chorus_protos.v1 import engine_pb2
 from chorus_workers.engine.stream import EngineDeadError
@@ -50,3 +52,12 @@ async def test_the_death_of_the_engine_process_ends_every_stream_and_fails_healt
         await worker.check_health()
     (response,) = await collect(worker, requests[0])
     assert response.refusal.reason == engine_pb2.REFUSAL_REASON_UNAVAILABLE
+
+
+async def test_a_port_that_is_taken_stops_the_start_and_leaves_no_process_behind() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(RuntimeError, match="Failed to bind"):
+            await start_worker(fake_config(grpc_port=taken.getsockname()[1]))
+    assert not psutil.Process().children()

@@ -1,7 +1,7 @@
 """The replica's side of the engine process: starts it, submits to it, and hands out each request's tokens.
 
 A step's output arrives as one message for all requests. A stream's first token is delivered at once; later ones are
-merged for `merge_interval_s`, which is what makes the path to the gateway cheap (see docs/architecture.md).
+merged for `merge_interval_s`, which is what makes the path to the gateway cheap (docs/decisions/003).
 """
 
 import asyncio
