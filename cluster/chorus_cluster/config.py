@@ -174,6 +174,8 @@ class RayConfig:
     address: Text | None = None
     # CPUs that our own cluster claims to have. Unset: what the deployments ask for.
     num_cpus: Count | None = None
+    # Where Ray and Serve show metrics of their own, beside Chorus's at /metrics of the HTTP port. Unset: nowhere.
+    metrics_port: Port | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ class LocalRay:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=str(self._folder),
+                _metrics_export_port=self._config.ray.metrics_port,
             )
         except BaseException:
             self._end()

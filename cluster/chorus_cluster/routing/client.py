@@ -22,8 +22,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import grpc
-from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from chorus_cluster.errors import ChorusError, DeadlineExceeded, InternalError, InvalidRequest, Overloaded, Unavailable
@@ -31,8 +29,6 @@ from chorus_protos.v1 import engine_pb2
 
 logger = logging.getLogger(__name__)
 
-# What a dead or broken worker looks like from here; a RayTaskError is an exception that escaped from its code.
-_WORKER_LOST = (RayActorError, RayTaskError, TaskCancelledError, grpc.aio.AioRpcError)
 _DEFAULT_RETRY_AFTER_S = 1.0
 # Workers that are asked for room before the client hears that there is none.
 _MAX_OVERLOADED = 2
@@ -54,6 +50,10 @@ class RetryPolicy:
     # Seconds before the second attempt after a refusal; doubles with each.
     backoff_s: float = 0.1
     max_backoff_s: float = 2.0
+
+
+class _WorkerLost(Exception):
+    """The worker died, the connection to it broke, or its code raised; the message says which."""
 
 
 class _Refused(Exception):
@@ -82,10 +82,10 @@ class ServeEngineClient:
             try:
                 info: engine_pb2.ModelInfo = await self._model_info(engine_pb2.GetModelInfoRequest())
                 return info
-            except _WORKER_LOST as error:
-                logger.warning("A worker was lost while it was asked for the model: %s", type(error).__name__)
             except (BackPressureError, DeploymentUnavailableError) as error:
                 raise Unavailable() from error
+            except Exception as error:  # As in _next.
+                logger.warning("A worker was lost while it was asked for the model: %s", type(error).__name__)
         raise Unavailable()
 
     async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncIterator[engine_pb2.GenerateResponse]:
@@ -114,11 +114,11 @@ class ServeEngineClient:
                 self._on_retry(error.code)
                 if not isinstance(error, Overloaded) or tokens:
                     await asyncio.sleep(self._backoff_s(attempt))
-            except _WORKER_LOST as error:
+            except _WorkerLost as error:
                 self._on_retry("worker_lost")
                 logger.warning(
                     "Request %s: lost its worker after %d tokens (%s); attempt %d of %d",
-                    *(request.request_id, len(tokens), type(error).__name__, attempt + 1, self._policy.max_attempts),
+                    *(request.request_id, len(tokens), error, attempt + 1, self._policy.max_attempts),
                 )
             except BackPressureError as error:
                 raise Overloaded(error.retry_after_s or _DEFAULT_RETRY_AFTER_S) from error
@@ -132,8 +132,8 @@ class ServeEngineClient:
         # A context of its own: Serve would take calls of one HTTP request for one, and couldn't tell them apart.
         context = contextvars.Context()
         stream: ResponseStream = context.run(self._generate, request)
+        response = await _first(stream, context, _seconds_left(request))
         try:
-            response = await _first(stream, context, _seconds_left(request))
             if response.HasField("refusal"):
                 raise _Refused(response.refusal)
             if is_resumed:
@@ -141,9 +141,7 @@ class ServeEngineClient:
                 response.queue_time_s = 0.0
             while True:
                 yield response
-                response = await stream.__anext__()
-        except StopAsyncIteration:
-            return
+                response = await _next(stream)
         finally:
             stream.cancel()
 
@@ -154,43 +152,55 @@ class ServeEngineClient:
 async def _first(
     stream: ResponseStream, context: contextvars.Context, timeout_s: float | None
 ) -> engine_pb2.GenerateResponse:
-    """The stream's first response. Cancelled or late, it makes sure that the call ends.
-
-    Were the call awaited directly, a cancellation in the very moment in which Serve has assigned it would lose the call
-    without ending it. The task below always takes hold of it first.
-    """
-    first: asyncio.Task[engine_pb2.GenerateResponse] = asyncio.get_running_loop().create_task(
-        _next(stream), context=context
-    )
+    """The stream's first response. If it is cancelled or late, the call ends in the background."""
+    loop = asyncio.get_running_loop()
+    first = loop.create_task(_next(stream), context=context)
     try:
         async with asyncio.timeout(timeout_s):
             return await asyncio.shield(first)
-    except TimeoutError:
-        _abandon(stream, first)
-        raise DeadlineExceeded() from None
-    except asyncio.CancelledError:
-        _abandon(stream, first)
+    except (asyncio.CancelledError, TimeoutError) as error:
+        ending = loop.create_task(_end(stream, first), context=context)
+        _endings.add(ending)
+        ending.add_done_callback(_endings.discard)
+        if isinstance(error, TimeoutError):
+            raise DeadlineExceeded() from None
         raise
+
+
+# Tasks that nobody awaits: the event loop alone would let them be collected.
+_endings: set[asyncio.Task[None]] = set()
+
+
+async def _end(stream: ResponseStream, first: "asyncio.Task[engine_pb2.GenerateResponse]") -> None:
+    """Ends a call whose first response nobody waits for any more.
+
+    Between the moment in which Serve has assigned the call to a replica and the one in which the stream takes hold of
+    it, cancelling either would lose the call, and it would run on. Asking the stream once more takes hold of it, if it
+    is there.
+    """
+    first.cancel()
+    await asyncio.wait([first])
+    again = asyncio.create_task(_next(stream))
+    await asyncio.sleep(0)
+    stream.cancel()
+    again.cancel()
+    await asyncio.wait([again])
+    for task in (first, again):
+        if not task.cancelled():
+            # Retrieved, so that asyncio doesn't report it.
+            task.exception()
 
 
 async def _next(stream: ResponseStream) -> engine_pb2.GenerateResponse:
     try:
         response: engine_pb2.GenerateResponse = await stream.__anext__()
     except StopAsyncIteration:
-        # A task can't raise StopAsyncIteration to whoever awaits it.
-        raise TaskCancelledError() from None
+        raise _WorkerLost("its stream ended without a finish reason") from None
+    except (BackPressureError, DeploymentUnavailableError):
+        raise
+    except Exception as error:  # Whatever escapes from a worker's code arrives here under its own type.
+        raise _WorkerLost(type(error).__name__) from error
     return response
-
-
-def _abandon(stream: ResponseStream, first: "asyncio.Task[engine_pb2.GenerateResponse]") -> None:
-    def forget(task: "asyncio.Task[engine_pb2.GenerateResponse]") -> None:
-        if not task.cancelled():
-            task.exception()
-
-    first.add_done_callback(forget)
-    stream.cancel()
-    # Ends it also where it was assigned, but not yet taken, when we cancelled the stream.
-    asyncio.get_running_loop().call_later(0.05, first.cancel)
 
 
 def _resumed(request: engine_pb2.GenerateRequest, tokens: list[int]) -> engine_pb2.GenerateRequest:

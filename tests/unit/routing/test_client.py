@@ -221,8 +221,61 @@ async def test_cancelling_the_reader_ends_the_call(script: list[object]) -> None
     with contextlib.suppress(asyncio.CancelledError):
         await reading
     assert reading.cancelled()
-    assert workers.streams[0].num_cancels >= 1
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.01)
+    assert workers.streams[0].num_cancels == 1
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+class ServeLikeStream:
+    """Keeps Serve's rules: a call is assigned in a task, and can be cancelled once the stream holds what it gave."""
+
+    def __init__(self) -> None:
+        self.assigned: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.is_running = False
+        self._is_held = False
+        self._is_cancelled = False
+        self._token = asyncio.Event()
+
+    def assign(self) -> None:
+        if not self.assigned.done():
+            self.is_running = True
+            self.assigned.set_result("replica")
+
+    async def __anext__(self) -> engine_pb2.GenerateResponse:
+        if not self._is_held:
+            await self.assigned
+            self._is_held = True
+        try:
+            await self._token.wait()
+        except asyncio.CancelledError:
+            self.is_running = False
+            raise
+        return tokens(10)
+
+    def cancel(self) -> None:
+        if self._is_cancelled:
+            return
+        self._is_cancelled = True
+        self.assigned.cancel()
+        if self._is_held:
+            self.is_running = False
+
+
+@pytest.mark.parametrize("num_turns", range(5))
+async def test_leaving_around_the_moment_of_assignment_never_loses_the_call(num_turns: int) -> None:
+    stream = ServeLikeStream()
+    workers = FakeWorkers()
+    client = ServeEngineClient(lambda _: stream, workers.model_info, RetryPolicy(max_attempts=1))
+    reading = asyncio.create_task(collect(client, request()))
+    await asyncio.sleep(0.01)
+    asyncio.get_running_loop().call_soon(stream.assign)
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    reading.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await reading
+    await asyncio.sleep(0.01)
+    assert not stream.is_running
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -231,8 +284,8 @@ async def test_a_deadline_is_kept_even_if_no_worker_answers(monkeypatch: pytest.
     workers = FakeWorkers(["hang"])
     with pytest.raises(DeadlineExceeded):
         await collect(workers.client(), request(deadline_unix_s=time.time() - 1))
-    assert workers.streams[0].num_cancels >= 1
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.01)
+    assert workers.streams[0].num_cancels == 1
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 

@@ -1,0 +1,3 @@
+from chorus_cluster.cli.main import main
+
+main()

@@ -1,0 +1,62 @@
+"""The command itself: it drains on Ctrl-C, and says at once what is wrong with a checkpoint."""
+
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from tests.integration.cluster import chorus, echo_model, free_ports, running
+
+pytestmark = pytest.mark.slow
+
+
+def test_ctrl_c_lets_an_answer_finish_and_leaves_no_process(tmp_path: Path) -> None:
+    """Also shows that Serve's own proxy serves, with HAProxy and the throughput flags switched off."""
+    settings = {
+        "model": {"path": echo_model(), "name": "test"},
+        "workers": {"num_cpus": 0.5},
+        "data_plane": {"haproxy": False, "throughput_optimized": False},
+    }
+    answers: list[str] = []
+    with running(tmp_path, settings, HOME="") as cluster:
+        assert not any(process.name() == "haproxy" for process in cluster.processes())
+
+        def ask() -> None:
+            body = cluster.chat_body(max_completion_tokens=303)
+            answer = httpx.post(f"{cluster.url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
+            answers.append(answer.json()["choices"][0]["message"]["content"])
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        cluster.running_worker()
+        cluster.interrupt()
+        assert cluster.wait_for_exit() == 0
+        asking.join(10)
+    # That nothing outlived the command, `running` has checked.
+    assert answers == ["Hello" * 300]
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_bad_checkpoint_is_one_clear_message(tmp_path: Path, checkpoint: Path, missing: str) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in checkpoint.iterdir():
+        content = file.read_bytes()
+        (broken / file.name).write_bytes(content[: len(content) // 2] if file.name == missing else content)
+    http_port, grpc_port = free_ports(2)
+    log = tmp_path / "chorus.log"
+    ports = ("--http-port", str(http_port), "--grpc-port", str(grpc_port))
+    process = chorus("serve", "--model", str(broken), *ports, log=log)
+    handle = psutil.Process(process.pid)
+    seen: dict[int, psutil.Process] = {}
+    while process.poll() is None:
+        seen |= {child.pid: child for child in handle.children(recursive=True)}
+        time.sleep(0.2)
+    last = log.read_text().splitlines()[-1]
+    assert process.returncode == 1
+    assert last.startswith("chorus serve: worker: CheckpointError: ")
+    assert missing in last
+    assert "Traceback" not in log.read_text()
+    assert psutil.wait_procs(seen.values(), timeout=5)[1] == []

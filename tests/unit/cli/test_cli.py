@@ -1,0 +1,164 @@
+"""The commands, as far as they go without a cluster."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from chorus_cluster.cli import chat, local_ray
+from chorus_cluster.cli.deploy import reason_of
+from chorus_cluster.cli.local_ray import StartError, check_ports, ray_environment, required_cpus
+from chorus_cluster.cli.main import app
+from chorus_cluster.config import load
+
+runner = CliRunner()
+
+
+def test_the_command_lists_what_it_can_do() -> None:
+    result = runner.invoke(app, ["--help"])
+    assert result.exit_code == 0
+    for command in ("serve", "chat", "batch", "version"):
+        assert command in result.output
+
+
+def test_a_bad_configuration_ends_at_once_with_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "chorus.yaml"
+    file.write_text("workers: {replica: 2}\n")
+    result = runner.invoke(app, ["serve", "--config", str(file)])
+    assert result.exit_code == 1
+    expected = f"chorus serve: {file}: workers.replica: unknown key; did you mean 'replicas'?"
+    assert result.output.strip() == expected
+
+
+def test_a_flag_out_of_range_is_named() -> None:
+    result = runner.invoke(app, ["serve", "--workers", "0"])
+    assert result.exit_code == 1
+    assert "workers.replicas: input should be greater than or equal to 1" in result.output
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError, match=rf"grpc\.port: can't listen on 127\.0\.0\.1:{port}"):
+            check_ports(load(None, {"http.port": local_ray._free_ports(1)[0], "grpc.port": port}))
+
+
+def test_ray_reserves_what_the_deployments_ask_for() -> None:
+    assert required_cpus(load(None, {})) == 2
+    assert required_cpus(load(None, {"workers.replicas": 3, "workers.shards": 2, "gateway.replicas": 2})) == 7
+    assert required_cpus(load(None, {"workers.num_cpus": 0.0, "gateway.num_cpus": 0.0})) == 1
+
+
+def test_the_data_plane_s_switches_reach_serve(tmp_path: Path) -> None:
+    on = ray_environment(load(None, {}), tmp_path)
+    assert (on["RAY_SERVE_ENABLE_HA_PROXY"], on["RAY_SERVE_THROUGHPUT_OPTIMIZED"]) == ("1", "1")
+    off = ray_environment(load(None, {"data_plane.haproxy": False, "data_plane.throughput_optimized": False}), tmp_path)
+    assert (off["RAY_SERVE_ENABLE_HA_PROXY"], off["RAY_SERVE_THROUGHPUT_OPTIMIZED"]) == ("0", "0")
+    # Each cluster has a secret of its own, and its files are in its folder.
+    assert on["RAY_AUTH_TOKEN"] != off["RAY_AUTH_TOKEN"]
+    assert on["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"].startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            "A replica failed to start with exception. Error:\n  File ...\n"
+            "chorus_workers.engine.client.EngineStartError: CheckpointError: a.safetensors: tensor b\nis missing\n",
+            "CheckpointError: a.safetensors: tensor b\nis missing",
+        ),
+        ("Error:\nTraceback\n  File\nRuntimeError: port 1 is taken\n", "RuntimeError: port 1 is taken"),
+        ("", "it failed, and Serve does not say why"),
+    ],
+)
+def test_the_reason_of_a_failed_start_is_its_last_exception(message: str, reason: str) -> None:
+    assert reason_of(message) == reason
+
+
+def sse(*events: object) -> str:
+    return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+
+
+def delta(**fields: str) -> dict[str, object]:
+    return {"choices": [{"delta": fields}]}
+
+
+class Server:
+    """Answers in the HTTP API's words, and remembers what it was asked."""
+
+    def __init__(self, *answers: httpx.Response) -> None:
+        self.answers = list(answers)
+        self.bodies: list[dict[str, object]] = []
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(transport=httpx.MockTransport(self._handle), base_url="http://server")
+
+    def _handle(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "first"}, {"id": "second"}]})
+        self.bodies.append(json.loads(request.content))
+        return self.answers.pop(0)
+
+
+def recording_console() -> Console:
+    return Console(record=True, width=200, highlight=False, soft_wrap=True)
+
+
+def test_reasoning_is_set_apart_from_the_answer() -> None:
+    events = sse(delta(role="assistant"), delta(reasoning="2+2 "), delta(reasoning="is 4"), delta(content="[b]4"))
+    server, console = Server(httpx.Response(200, text=events)), recording_console()
+    with server.client() as client:
+        answer = chat.answer_one(client, {"model": "m"}, [{"role": "user", "content": "2+2?"}], console)
+    assert answer == "[b]4"
+    assert console.export_text() == "2+2 is 4\n\n[b]4\n"
+    assert server.bodies[0]["stream"] is True
+
+
+def test_a_conversation_remembers_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["one", "", "two"])
+
+    def read(*_: object, **__: object) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    console = recording_console()
+    monkeypatch.setattr(console, "input", read)
+    server = Server(*(httpx.Response(200, text=sse(delta(content=text))) for text in ("eins", "zwei")))
+    with server.client() as client:
+        chat.converse(client, {"model": chat.first_model(client)}, console)
+    assert [body["model"] for body in server.bodies] == ["first", "first"]
+    assert server.bodies[1]["messages"] == [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "eins"},
+        {"role": "user", "content": "two"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        (httpx.Response(429, json={"error": {"message": "All workers are busy."}}), "All workers are busy. (HTTP 429)"),
+        (httpx.Response(502, text="Bad gateway\n"), "HTTP 502: Bad gateway"),
+        (httpx.Response(200, text=sse({"error": {"message": "It broke."}})), "It broke."),
+    ],
+)
+def test_a_refusal_is_told_in_the_server_s_words(response: httpx.Response, message: str) -> None:
+    with Server(response).client() as client, pytest.raises(chat.ChatFailed) as caught:
+        chat.answer_one(client, {}, [], recording_console())
+    assert str(caught.value) == message
+
+
+def test_an_absent_server_is_one_line() -> None:
+    port = local_ray._free_ports(1)[0]
+    result = runner.invoke(app, ["chat", "Hello", "--url", f"http://127.0.0.1:{port}"])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"chorus chat: can't reach http://127.0.0.1:{port}: ")
