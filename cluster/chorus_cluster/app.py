@@ -22,7 +22,7 @@ from chorus_cluster.gateway.replica import GatewayReplica
 APP_NAME = "chorus"
 # What Serve's gRPC server must be told of; its reflection then lists them.
 GRPC_SERVICER_FUNCTIONS = [
-    "chorus_protos.v1.chat_pb2_grpc.add_ChatServiceServicer_to_server",
+    "chorus_cluster.gateway.grpc_service.add_chat_service",
     "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
 ]
 

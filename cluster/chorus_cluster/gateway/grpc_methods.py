@@ -1,7 +1,8 @@
 """The methods of `chorus.v1.ChatService`, named as Ray Serve's gRPC ingress calls them.
 
-A unary call that fails returns an empty message beside its status, a streaming one raises after the status is set: that
-is how each of Serve's two gRPC paths delivers a status. Neither reaches a client as a message.
+A call that fails sets its status and returns: unary ones with an empty message, which is not sent beside a status.
+Behind Serve's own proxy a stream must raise instead, or its status is lost. An exception costs the trailing metadata
+and two tracebacks in the log, so it is raised only there.
 """
 
 import asyncio
@@ -13,11 +14,14 @@ from typing import Any, Protocol
 
 import grpc
 
-from chorus_cluster.errors import ChorusError, InvalidRequest, to_client_error
+from chorus_cluster.errors import ChorusError, InvalidRequest, PayloadTooLarge, to_client_error
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.completion import collect
 from chorus_cluster.gateway.grpc_models import completion_to_pb, deltas_to_pb, request_from_pb
+from chorus_cluster.gateway.grpc_service import Malformed
 from chorus_cluster.gateway.http_io import new_request_id, request_id
+from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES
+from chorus_cluster.gateway.stream import ChatStream
 from chorus_protos.v1 import chat_pb2
 
 logger = logging.getLogger(__name__)
@@ -40,18 +44,25 @@ class GrpcContext(Protocol):
 
 
 class GrpcChatMethods:
-    """Serves `service` over gRPC."""
+    """Serves `service` over gRPC. `raises_in_streams`: Serve's own proxy stands in front (see above)."""
 
-    def __init__(self, service: ChatService) -> None:
+    def __init__(
+        self,
+        service: ChatService,
+        *,
+        raises_in_streams: bool = False,
+        max_request_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    ) -> None:
         self._service = service
+        self._raises_in_streams = raises_in_streams
+        self._max_request_bytes = max_request_bytes
 
     async def CreateChatCompletion(
-        self, request: chat_pb2.ChatCompletionRequest, grpc_context: GrpcContext
+        self, request: chat_pb2.ChatCompletionRequest | Malformed, grpc_context: GrpcContext
     ) -> chat_pb2.ChatCompletionResponse:
         call = _Call(self._service, "CreateChatCompletion", grpc_context)
         try:
-            deadline = call.deadline_unix_s()
-            stream = await self._service.start(request_from_pb(request), deadline_unix_s=deadline)
+            stream = await self._start(request, call)
             try:
                 response = completion_to_pb(await collect(stream))
             finally:
@@ -66,12 +77,11 @@ class GrpcChatMethods:
         return response
 
     async def StreamChatCompletion(
-        self, request: chat_pb2.ChatCompletionRequest, grpc_context: GrpcContext
+        self, request: chat_pb2.ChatCompletionRequest | Malformed, grpc_context: GrpcContext
     ) -> AsyncIterator[chat_pb2.ChatCompletionChunk]:
         call = _Call(self._service, "StreamChatCompletion", grpc_context)
         try:
-            deadline = call.deadline_unix_s()
-            stream = await self._service.start(request_from_pb(request), deadline_unix_s=deadline)
+            stream = await self._start(request, call)
             try:
                 async for events in stream:
                     yield chat_pb2.ChatCompletionChunk(
@@ -83,14 +93,19 @@ class GrpcChatMethods:
             call.end(grpc.StatusCode.CANCELLED)
             raise
         except Exception as error:  # The edge: every error becomes a status here.
-            raise call.fail(error) from None
+            shown = call.fail(error)
+            if self._raises_in_streams:
+                raise shown from None
+            return
         call.end(grpc.StatusCode.OK)
 
     async def ListModels(
-        self, request: chat_pb2.ListModelsRequest, grpc_context: GrpcContext
+        self, request: chat_pb2.ListModelsRequest | Malformed, grpc_context: GrpcContext
     ) -> chat_pb2.ListModelsResponse:
         call = _Call(self._service, "ListModels", grpc_context)
         try:
+            if isinstance(request, Malformed):
+                raise request.error()
             info = await self._service.models.get()
         except Exception as error:  # The edge: every error becomes a status here.
             call.fail(error)
@@ -100,6 +115,14 @@ class GrpcChatMethods:
             id=info.model, created=self._service.started_at, owned_by="chorus", max_model_len=info.max_model_len
         )
         return chat_pb2.ListModelsResponse(models=[model])
+
+    async def _start(self, request: chat_pb2.ChatCompletionRequest | Malformed, call: "_Call") -> ChatStream:
+        if isinstance(request, Malformed):
+            raise request.error()
+        if request.ByteSize() > self._max_request_bytes:
+            raise PayloadTooLarge(self._max_request_bytes)
+        deadline = call.deadline_unix_s()
+        return await self._service.start(request_from_pb(request), deadline_unix_s=deadline)
 
 
 class _Call:

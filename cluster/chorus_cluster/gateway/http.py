@@ -16,11 +16,9 @@ from chorus_cluster.gateway import http_models as wire
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.http_chat import ChatResponse
 from chorus_cluster.gateway.http_io import RequestMiddleware, error_response, json_response, read_body
-from chorus_cluster.gateway.parse import parse_chat_body, parse_json
+from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES, parse_chat_body, parse_json
 from chorus_protos.v1 import engine_pb2
 
-# Several times what fits the longest context of gpt-oss, escaped and wrapped in messages.
-DEFAULT_MAX_BODY_BYTES = 8 * 2**20
 TIMEOUT_HEADER = "x-request-timeout-s"
 
 _BODY_REF = {"$ref": "#/components/schemas/ChatCompletionRequest"}

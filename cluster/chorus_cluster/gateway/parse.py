@@ -13,6 +13,8 @@ from chorus_cluster.gateway.http_models import ChatCompletionBody, ChatMessage, 
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
 
+# Several times what fits the longest context of gpt-oss, escaped and wrapped in messages. For gRPC messages too.
+DEFAULT_MAX_BODY_BYTES = 8 * 2**20
 # No conversation that fits a context has more; bounds the time that checking takes.
 MAX_MESSAGES = 16384
 # Of an unknown field's name that is shown to the client.

@@ -1,6 +1,7 @@
 """One gateway replica: the HTTP application and the gRPC methods over one chat service."""
 
 import asyncio
+import os
 from typing import Any
 
 from ray import serve
@@ -32,7 +33,11 @@ class GatewayReplica(GrpcChatMethods, HealthMethods):
             policy=RetryPolicy(max_attempts=config.routing.max_attempts),
             on_retry=own_metrics.on_engine_retry,
         )
-        GrpcChatMethods.__init__(self, ChatService(engine, own_metrics))
+        GrpcChatMethods.__init__(
+            self,
+            ChatService(engine, own_metrics),
+            raises_in_streams=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1",
+        )
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._pushing = asyncio.create_task(metrics.push_forever(self._page))
 

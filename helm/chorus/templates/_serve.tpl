@@ -23,7 +23,7 @@ http_options:
 grpc_options:
   port: {{ .Values.ports.grpc }}
   grpc_servicer_functions:
-    - chorus_protos.v1.chat_pb2_grpc.add_ChatServiceServicer_to_server
+    - chorus_cluster.gateway.grpc_service.add_chat_service
     - grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server
 logging_config:
   encoding: {{ upper .Values.config.logging.format }}

@@ -13,9 +13,9 @@ import uvicorn
 from fastapi import FastAPI
 from tests.support.chat import ANSWER, encode
 
-from chorus_cluster.errors import ChorusError
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
+from chorus_cluster.gateway.grpc_service import add_chat_service
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import chat_pb2_grpc
@@ -60,33 +60,34 @@ async def server_url(app: FastAPI) -> AsyncIterator[str]:
 
 
 class _Servicer(chat_pb2_grpc.ChatServiceServicer):
-    """Calls the methods as Serve does; grpc.aio takes a status from abort where Serve takes the exception."""
+    """Calls the methods as Serve does."""
 
-    def __init__(self, service: ChatService) -> None:
-        self._methods = GrpcChatMethods(service)
+    def __init__(self, methods: GrpcChatMethods) -> None:
+        self._methods = methods
 
     async def CreateChatCompletion(self, request, context):  # type: ignore[no-untyped-def, override]
-        return await self._methods.CreateChatCompletion(request, context)
+        return await self._methods.CreateChatCompletion(request, grpc_context=context)
 
     async def ListModels(self, request, context):  # type: ignore[no-untyped-def, override]
-        return await self._methods.ListModels(request, context)
+        return await self._methods.ListModels(request, grpc_context=context)
 
     async def StreamChatCompletion(self, request, context):  # type: ignore[no-untyped-def, override]
-        chunks = self._methods.StreamChatCompletion(request, context)
-        async with contextlib.aclosing(chunks):
-            try:
-                async for chunk in chunks:
-                    yield chunk
-            except ChorusError:
-                await context.abort(context.code(), context.details(), context.trailing_metadata())
+        async with contextlib.aclosing(self._methods.StreamChatCompletion(request, grpc_context=context)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 @pytest.fixture
-async def chat_stub(service: ChatService) -> AsyncIterator["chat_pb2_grpc.ChatServiceAsyncStub"]:
+async def grpc_channel(service: ChatService) -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server()
-    chat_pb2_grpc.add_ChatServiceServicer_to_server(_Servicer(service), server)
+    add_chat_service(_Servicer(GrpcChatMethods(service, max_request_bytes=500_000)), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield chat_pb2_grpc.ChatServiceStub(channel)
+        yield channel
     await server.stop(None)
+
+
+@pytest.fixture
+def chat_stub(grpc_channel: grpc.aio.Channel) -> "chat_pb2_grpc.ChatServiceAsyncStub":
+    return chat_pb2_grpc.ChatServiceStub(grpc_channel)  # type: ignore[return-value]

@@ -8,6 +8,7 @@ from tests.support.chat import TOOL_CALL, encode, eventually
 
 from chorus_cluster.errors import Overloaded, RequestFailed
 from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import chat_pb2
 
@@ -178,3 +179,47 @@ async def test_timeout_metadata(chat_stub: Stub, engine: FakeEngineClient) -> No
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await chat_stub.CreateChatCompletion(REQUEST, metadata=[("x-request-timeout-s", "-1")])
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("method", ["CreateChatCompletion", "StreamChatCompletion", "ListModels"])
+async def test_malformed_messages(grpc_channel: grpc.aio.Channel, method: str) -> None:
+    path = f"/chorus.v1.ChatService/{method}"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        if method.startswith("Stream"):
+            await grpc_channel.unary_stream(path)(b"\xff\xff\xff").read()
+        else:
+            await grpc_channel.unary_unary(path)(b"\xff\xff\xff")
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "not a valid protobuf" in (caught.value.details() or "")
+
+
+async def test_large_messages(chat_stub: Stub) -> None:
+    user = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content="a" * 600_000)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await chat_stub.CreateChatCompletion(chat_pb2.ChatCompletionRequest(model="fake-model", messages=[user]))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert dict(caught.value.trailing_metadata() or ())["error-code"] == "payload_too_large"
+
+
+async def test_streams_raise_behind_serves_own_proxy(service: ChatService, engine: FakeEngineClient) -> None:
+    class Context:
+        code: grpc.StatusCode | None = None
+
+        def invocation_metadata(self) -> list[tuple[str, str]]:
+            return []
+
+        def set_code(self, code: grpc.StatusCode) -> None:
+            self.code = code
+
+        def set_details(self, details: str) -> None:
+            pass
+
+        def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None:
+            pass
+
+    engine.refusal = Overloaded(1)
+    context = Context()
+    chunks = GrpcChatMethods(service, raises_in_streams=True).StreamChatCompletion(REQUEST, context)
+    with pytest.raises(Overloaded):
+        await anext(chunks)
+    assert context.code == grpc.StatusCode.RESOURCE_EXHAUSTED
