@@ -8,6 +8,8 @@ surrogates, runs of text that would cost quadratic time (see `long_runs`), schem
 How roles of the chat API map to harmony: docs/decisions/010-chat-roles-in-harmony.md.
 """
 
+import datetime
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,12 +65,15 @@ def render(conversation: Conversation, max_tokens: int | None = None) -> list[in
     """
     if max_tokens is not None:
         _check_length(conversation, max_tokens)
-    messages = oh.Conversation(messages=to_harmony(conversation))
+    _, *messages = to_harmony(conversation)
+    system = _render_system(conversation.effort, conversation.current_date, has_tools=bool(conversation.tools))
     try:
-        prompt: list[int] = load_encoding().render_conversation_for_completion(messages, oh.Role.ASSISTANT, _KEEP_ALL)
+        rest: list[int] = load_encoding().render_conversation_for_completion(
+            oh.Conversation(messages=messages), oh.Role.ASSISTANT, _KEEP_ALL
+        )
     except _RENDERER_ERRORS:
         raise _unreadable_schema(conversation.tools) from None
-    return prompt
+    return [*system, *rest]
 
 
 def to_harmony(conversation: Conversation) -> list[oh.Message]:
@@ -80,7 +85,7 @@ def to_harmony(conversation: Conversation) -> list[oh.Message]:
     if not conversation.messages:
         raise InvalidConversation("messages", "at least one message is needed")
     num_leading = _num_leading_instructions(conversation.messages)
-    messages = [_system(conversation), *_developer(conversation, num_leading)]
+    messages = [_system(conversation.effort, conversation.current_date), *_developer(conversation, num_leading)]
     first_open = _first_message_of_open_turn(conversation.messages)
     called: dict[str, str] = {}
     for index, message in enumerate(conversation.messages):
@@ -131,11 +136,18 @@ def _first_message_of_open_turn(messages: Sequence[Message]) -> int:
     return max(answers, default=-1) + 1
 
 
-def _system(conversation: Conversation) -> oh.Message:
-    content = oh.SystemContent(reasoning_effort=_EFFORTS[conversation.effort])
-    if conversation.current_date is not None:
-        content = content.with_conversation_start_date(conversation.current_date.isoformat())
+def _system(effort: Effort, current_date: datetime.date | None) -> oh.Message:
+    content = oh.SystemContent(reasoning_effort=_EFFORTS[effort])
+    if current_date is not None:
+        content = content.with_conversation_start_date(current_date.isoformat())
     return _message(oh.Author(role=oh.Role.SYSTEM), content)
+
+
+@functools.lru_cache(maxsize=32)
+def _render_system(effort: Effort, current_date: datetime.date | None, *, has_tools: bool) -> tuple[int, ...]:
+    """Return the system message's token ids: most of a short prompt, and the same for all requests of a day."""
+    options = oh.RenderOptions(conversation_has_function_tools=has_tools)
+    return tuple(load_encoding().render(_system(effort, current_date), options))
 
 
 def _developer(conversation: Conversation, num_leading: int) -> Iterator[oh.Message]:
