@@ -19,8 +19,8 @@ from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.completion import collect
 from chorus_cluster.gateway.grpc_models import completion_to_pb, deltas_to_pb, request_from_pb
 from chorus_cluster.gateway.grpc_service import Malformed
-from chorus_cluster.gateway.http_io import new_request_id, request_id
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES
+from chorus_cluster.gateway.request_id import new_request_id, request_id
 from chorus_cluster.gateway.stream import ChatStream
 from chorus_protos.v1 import chat_pb2
 

@@ -4,10 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-import re
-import uuid
 from collections.abc import Callable
-from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
@@ -17,13 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chorus_cluster.errors import ChorusError, InternalError, PayloadTooLarge
 from chorus_cluster.gateway.metrics import GatewayMetrics
+from chorus_cluster.gateway.request_id import new_request_id, request_id
 
 logger = logging.getLogger(__name__)
 
-# Of the request that the current task works for; for log records.
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
-
-_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Nobody reads it; it stands in logs and metrics (as in nginx).
 CLIENT_LEFT_STATUS = 499
 # How much longer a client may send a body that was refused.
@@ -132,13 +126,6 @@ async def _discard_body(receive: Receive) -> None:
         num_bytes += len(message.get("body", b""))
         if not message.get("more_body", False):
             return
-
-
-def new_request_id(offered: str | None) -> str:
-    """The client's own id for the request where it is sane, else a new one."""
-    if offered is not None and _SANE_REQUEST_ID.fullmatch(offered):
-        return offered
-    return uuid.uuid4().hex
 
 
 class RequestMiddleware:

@@ -4,9 +4,21 @@ Types are strict: "5" is no number, 5.0 no integer, 1 no boolean. null means abs
 checked by `chorus_cluster.gateway.validate`; what a field that is not served becomes is in docs/api.md.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
+
+Element = TypeVar("Element")
+
+
+class _FailFast(FailFast):
+    """Pydantic's own, hashable, as members of a union must be."""
+
+    __hash__ = object.__hash__
+
+
+# A list that is wrong in every element is wrong in its first.
+Elements = Annotated[list[Element], _FailFast()]
 
 
 class _Lenient(BaseModel):
@@ -33,14 +45,14 @@ class ToolCall(_Lenient):
 
 class ChatMessage(_Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | Elements[ContentPart] | None = None
     name: str | None = None
     refusal: str | None = None
     reasoning: str | None = Field(
         default=None, description="Of an assistant message that called tools: its reasoning, to go on from."
     )
     reasoning_content: str | None = Field(default=None, description="Another name of `reasoning`.")
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Elements[ToolCall] | None = None
     tool_call_id: str | None = None
     function_call: Any = Field(default=None, json_schema_extra={"deprecated": True})
     audio: Any = None
@@ -68,8 +80,8 @@ class ChatCompletionBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", title="ChatCompletionRequest")
 
     model: str
-    messages: list[ChatMessage]
-    tools: list[FunctionTool] | None = None
+    messages: Elements[ChatMessage]
+    tools: Elements[FunctionTool] | None = None
     tool_choice: str | dict[str, Any] | None = Field(default=None, description="`auto` or `none`.")
     reasoning_effort: str | None = Field(default=None, description="`low`, `medium` (the default) or `high`.")
     include_reasoning: bool | None = Field(default=None, description="Default true. Whether `reasoning` is sent.")
@@ -84,7 +96,7 @@ class ChatCompletionBody(BaseModel):
     repetition_penalty: float | None = Field(default=None, description="Default 1 (off).")
     seed: int | None = None
     logit_bias: dict[str, float] | None = Field(default=None, description="Token id to bias, -100 to 100.")
-    stop: str | list[str] | None = Field(default=None, description="At most 4; matched in the answer.")
+    stop: str | Elements[str] | None = Field(default=None, description="At most 4; matched in the answer.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, description="0 to 20; needs `logprobs`.")
     stream: bool | None = None
@@ -93,7 +105,7 @@ class ChatCompletionBody(BaseModel):
     # Served in one form only; anything else is refused.
     n: int | None = Field(default=None, description="Only 1.")
     response_format: dict[str, Any] | None = Field(default=None, description='Only `{"type": "text"}`.')
-    modalities: list[str] | None = Field(default=None, description='Only `["text"]`.')
+    modalities: Elements[str] | None = Field(default=None, description='Only `["text"]`.')
     verbosity: str | None = Field(default=None, description="Only `medium`.")
     audio: Any = None
     web_search_options: Any = None

@@ -11,12 +11,13 @@ from pydantic_core import ErrorDetails, from_json
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.http_models import ChatCompletionBody, ChatMessage, ContentPart, FunctionTool
 from chorus_cluster.gateway.request import ChatRequest
+from chorus_cluster.gateway.validate import MAX_ELEMENTS, check_size
 from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
 
-# Several times what fits the longest context of gpt-oss, escaped and wrapped in messages. For gRPC messages too.
-DEFAULT_MAX_BODY_BYTES = 8 * 2**20
-# No conversation that fits a context has more; bounds the time that checking takes.
-MAX_MESSAGES = 16384
+# Twice what fits the longest context of gpt-oss, escaped and wrapped in messages. For gRPC messages too.
+DEFAULT_MAX_BODY_BYTES = 4 * 2**20
+# Of content parts and tool calls, in all messages together.
+MAX_PARTS = 16384
 # Of an unknown field's name that is shown to the client.
 _MAX_SHOWN_PATH = 200
 
@@ -46,9 +47,7 @@ def parse_chat_body(value: Any) -> ParsedBody:
         raise InvalidRequest(None, "The request body must be a JSON object.")
     # null means absent, for fields that are not known either.
     value = {key: item for key, item in value.items() if item is not None}
-    messages = value.get("messages")
-    if isinstance(messages, list) and len(messages) > MAX_MESSAGES:
-        raise InvalidRequest("messages", f"holds {len(messages)} messages; at most {MAX_MESSAGES} are allowed")
+    _check_bulk(value)
     try:
         body = ChatCompletionBody.model_validate(value)
     except ValidationError as error:
@@ -61,6 +60,31 @@ def parse_chat_body(value: Any) -> ParsedBody:
     return ParsedBody(_to_chat_request(body), stream, include_usage)
 
 
+def _check_bulk(value: dict[str, Any]) -> None:
+    """Refuses at a glance what would take long to check closely."""
+    for name in value:
+        if name not in ChatCompletionBody.model_fields:
+            raise _unknown_field(name)
+    for name in MAX_ELEMENTS:
+        if isinstance(value.get(name), list | dict):
+            check_size(name, len(value[name]))
+    messages = value.get("messages")
+    num_parts = 0
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict):
+            parts = (message.get("content"), message.get("tool_calls"))
+            num_parts += sum(len(part) for part in parts if isinstance(part, list))
+    if num_parts > MAX_PARTS:
+        raise InvalidRequest("messages", f"hold {num_parts} parts and tool calls; at most {MAX_PARTS} are allowed")
+
+
+def _unknown_field(name: str) -> InvalidRequest:
+    name = name[:_MAX_SHOWN_PATH]
+    near = difflib.get_close_matches(name, ChatCompletionBody.model_fields, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return InvalidRequest(name, f"is not a known field{hint}")
+
+
 def _to_chat_request(body: ChatCompletionBody) -> ChatRequest:
     top_k = body.top_k or 0
     return ChatRequest(
@@ -71,6 +95,7 @@ def _to_chat_request(body: ChatCompletionBody) -> ChatRequest:
         effort=parse_effort(body.reasoning_effort),
         include_reasoning=body.include_reasoning is not False,
         max_tokens=_max_tokens(body),
+        max_tokens_field="max_completion_tokens" if body.max_tokens is None else "max_tokens",
         temperature=_or(body.temperature, 1.0),
         top_p=_or(body.top_p, 1.0),
         top_k=0 if top_k == -1 else top_k,
@@ -204,10 +229,6 @@ def _to_invalid_request(error: ValidationError, value: Any) -> InvalidRequest:
     found = [details for at, details in findings if at == path]
     kind = found[0]["type"]
     path = path[:_MAX_SHOWN_PATH]
-    if kind == "extra_forbidden":
-        near = difflib.get_close_matches(path, ChatCompletionBody.model_fields, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        return InvalidRequest(path, f"is not a known field{hint}")
     if kind == "missing":
         return InvalidRequest(path, "is required")
     if kind == "literal_error":

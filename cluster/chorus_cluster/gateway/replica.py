@@ -1,6 +1,7 @@
 """One gateway replica: the HTTP application and the gRPC methods over one chat service."""
 
 import asyncio
+import gc
 import os
 from typing import Any
 
@@ -24,6 +25,9 @@ class GatewayReplica(GrpcChatMethods, HealthMethods):
     async def __init__(self, workers: DeploymentHandle[Any], config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         # The replica counts as ready only after this, so that no request waits for it.
         await asyncio.to_thread(warm_up)
+        # What is there by now stays. Collections that looked at it again would halt all streams for some 0.1 s.
+        gc.collect()
+        gc.freeze()
         own_metrics = GatewayMetrics()
         engine = ServeEngineClient(
             # Serve's default, cloudpickle, takes four times as long for a protobuf message; there is one for every

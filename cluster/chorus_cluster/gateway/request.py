@@ -24,6 +24,8 @@ class ChatRequest:
     include_reasoning: bool = True
     # Most tokens to generate, reasoning included. None: until the context is full.
     max_tokens: int | None = None
+    # What the client calls it.
+    max_tokens_field: str = "max_completion_tokens"
     temperature: float = 1.0
     top_p: float = 1.0
     # 0 is off.

@@ -8,6 +8,7 @@ from chorus_cluster.errors import ChorusError, Unavailable
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.answer import AnswerAssembler
 from chorus_cluster.gateway.metrics import ChatTimer
+from chorus_cluster.gateway.request_id import request_id
 from chorus_protos.v1 import engine_pb2
 
 logger = logging.getLogger(__name__)
@@ -114,8 +115,8 @@ class ChatStream:
         usage = self._assembler.usage
         self._timer.finish(outcome, usage, self._assembler.repairs)
         logger.info(
-            "%s ended: %s, %d prompt tokens, %d completion tokens, %.3f s",
-            *(self.id, outcome, usage.prompt_tokens, usage.completion_tokens, self._timer.seconds),
+            "Request %s (%s) ended: %s, %d prompt tokens, %d completion tokens, %.3f s",
+            *(request_id.get(), self.id, outcome, usage.prompt_tokens, usage.completion_tokens, self._timer.seconds),
         )
         await close_responses(self._responses)
 

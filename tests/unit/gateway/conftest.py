@@ -33,7 +33,7 @@ def service(engine: FakeEngineClient) -> ChatService:
 
 @pytest.fixture
 def app(service: ChatService) -> FastAPI:
-    return build_http_app(service, max_body_bytes=500_000)
+    return build_http_app(service, max_body_bytes=1_000_000)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ class _Servicer(chat_pb2_grpc.ChatServiceServicer):
 @pytest.fixture
 async def grpc_channel(service: ChatService) -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server()
-    add_chat_service(_Servicer(GrpcChatMethods(service, max_request_bytes=500_000)), server)
+    add_chat_service(_Servicer(GrpcChatMethods(service, max_request_bytes=1_000_000)), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

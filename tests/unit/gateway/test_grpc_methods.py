@@ -194,7 +194,7 @@ async def test_malformed_messages(grpc_channel: grpc.aio.Channel, method: str) -
 
 
 async def test_large_messages(chat_stub: Stub) -> None:
-    user = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content="a" * 600_000)
+    user = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content="a" * 1_100_000)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await chat_stub.CreateChatCompletion(chat_pb2.ChatCompletionRequest(model="fake-model", messages=[user]))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT

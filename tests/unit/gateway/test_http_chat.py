@@ -299,7 +299,9 @@ async def test_unknown_exceptions_stay_inside(
 
 async def test_no_prompt_text_in_logs(http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", logger="chorus_cluster")
-    await chat(http, messages=[{"role": "user", "content": "xyzzy"}])
+    body = BODY | {"messages": [{"role": "user", "content": "xyzzy"}]}
+    await http.post("/v1/chat/completions", json=body, headers={"x-request-id": "mine-2"})
+    assert "Request mine-2 (chatcmpl-" in caplog.text
     assert "ended: stop" in caplog.text
     assert "xyzzy" not in caplog.text
     assert "friend" not in caplog.text

@@ -1,6 +1,7 @@
 """The application behind a real HTTP server: OpenAI's client, sockets that close, bodies beyond bounds."""
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -110,6 +111,28 @@ async def test_client_that_leaves_ends_its_request(
     await eventually(lambda: engine.num_running == 0)
     assert engine.num_aborted == 1
     await eventually(lambda: service.metrics.registry.get_sample_value("chorus_gateway_chats_running") == 0)
+
+
+async def test_accounts_agree_under_churn(server_url: str, service: ChatService, engine: FakeEngineClient) -> None:
+    """Clients that stay, that leave at any moment, and that send nonsense: in the end nothing runs, all is counted."""
+    engine.interval_s = 0.02
+
+    async def one(client: httpx.AsyncClient, i: int) -> None:
+        body = {"model": "fake-model", "messages": MESSAGES, "stream": i % 2 == 0}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.02 * (i % 40) if i % 3 else None):
+                await client.post("/v1/chat/completions", json=body | ({"n": 2} if i % 7 == 0 else {}))
+
+    async with httpx.AsyncClient(base_url=server_url, timeout=None) as client:
+        await asyncio.gather(*(one(client, i) for i in range(90)))
+    metrics = service.metrics.registry
+    await eventually(lambda: metrics.get_sample_value("chorus_gateway_chats_running") == 0)
+    assert engine.num_running == 0
+    (outcomes,) = service.metrics.outcomes.collect()
+    totals = {s.labels["outcome"]: s.value for s in outcomes.samples if s.name.endswith("_total")}
+    assert set(totals) == {"stop", "client_left"}
+    assert totals["stop"] + engine.num_aborted == len(engine.requests)
+    assert sum(totals.values()) >= len(engine.requests)
 
 
 async def test_client_that_reads_slowly_gets_everything(server_url: str, engine: FakeEngineClient) -> None:
