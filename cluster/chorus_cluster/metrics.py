@@ -90,6 +90,14 @@ def hub() -> Any:
     ).remote()
 
 
+def end_hub() -> None:
+    """Ends the hub, which would outlive the application, if there is one."""
+    try:
+        ray.kill(ray.get_actor(HUB_NAME, namespace=HUB_NAMESPACE))
+    except ValueError:
+        logger.debug("There is no metrics hub")
+
+
 async def push_forever(render: Callable[[], Page]) -> None:
     """Pushes a replica's page until cancelled. A hub that is away costs this page, nothing else."""
     actor = hub()

@@ -86,3 +86,16 @@ def test_a_stream_over_grpc_survives_its_worker(model_cluster: Cluster, text: st
             if number == 10:
                 kill_worker(model_cluster)
     assert "".join(pieces) == text
+
+
+def test_a_stream_outlives_all_of_its_workers(model_cluster: Cluster, text: str) -> None:
+    """There is no other worker to go on then: the stream waits for the new ones."""
+    wait_until(lambda: both_workers_are_up(model_cluster), 30, "two workers")
+    pieces = []
+    with model_cluster.client() as client:
+        for number, piece in enumerate(stream_text(model_cluster, client)):
+            pieces.append(piece)
+            if number == 10:
+                for worker in model_cluster.workers().values():
+                    worker.send_signal(signal.SIGKILL)
+    assert "".join(pieces) == text

@@ -9,7 +9,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
-from chorus_cluster import app
+from chorus_cluster import app, metrics
 from chorus_cluster.cli.local_ray import StartError
 from chorus_cluster.config import ClusterConfig
 
@@ -49,6 +49,7 @@ def shut_down(*, is_ours: bool) -> None:
     Where the cluster `is_ours`, Serve goes with it.
     """
     serve.delete(app.APP_NAME)
+    metrics.end_hub()
     if is_ours:
         serve.shutdown()  # type: ignore[no-untyped-call]
 

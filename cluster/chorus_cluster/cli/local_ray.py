@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _EXIT_TIMEOUT_S = 5.0
+_CONNECT_TIMEOUT_S = 5.0
 # HAProxy's pages of its own and the proxy that it falls back on: by default fixed ports, that two clusters on one
 # machine would fight for.
 _PORT_VARIABLES = (
@@ -108,10 +109,11 @@ class LocalRay:
 class JoinedRay:
     """A context in which this process is connected to a Ray cluster that others run. Its environment is theirs."""
 
-    def __init__(self, config: ClusterConfig) -> None:
-        self._address = config.ray.address
+    def __init__(self, address: str) -> None:
+        self._address = address
 
     def __enter__(self) -> Self:
+        _check_reachable(self._address)
         import ray
 
         try:
@@ -171,6 +173,17 @@ def check_ports(config: ClusterConfig) -> None:
             except OSError as error:
                 address = f"{config.http.host}:{port}"
                 raise StartError(f"{name}: can't listen on {address} ({error.strerror}); choose another") from None
+
+
+def _check_reachable(address: str) -> None:
+    """Ray would try for more than a minute. Addresses of other forms ("auto", a Ray client's) are left to it."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise StartError(f"ray.address: nothing answers at {address} ({error.strerror or error})") from None
 
 
 def _free_ports(count: int) -> list[int]:

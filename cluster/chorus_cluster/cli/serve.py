@@ -57,9 +57,9 @@ def _serve(config: ClusterConfig, console: Console) -> None:
     _raise_on_signals()
     try:
         with Progress(console) as progress:
-            progress("Starting Ray")
-            ray_cluster = JoinedRay(config) if config.ray.address is not None else LocalRay(config)
-            with ray_cluster:
+            address = config.ray.address
+            progress("Starting Ray" if address is None else f"Joining the Ray cluster at {address}")
+            with LocalRay(config) if address is None else JoinedRay(address):
                 # Ray has installed handlers of its own.
                 _raise_on_signals()
                 _run(config, console, progress)

@@ -50,6 +50,13 @@ def test_a_port_that_is_taken_is_named() -> None:
             check_ports(load(None, {"http.port": local_ray._free_ports(1)[0], "grpc.port": port}))
 
 
+def test_an_absent_ray_cluster_is_named_at_once() -> None:
+    port = local_ray._free_ports(1)[0]
+    result = runner.invoke(app, ["serve", "--address", f"127.0.0.1:{port}"])
+    assert result.exit_code == 1
+    assert f"ray.address: nothing answers at 127.0.0.1:{port}" in result.output
+
+
 def test_ray_reserves_what_the_deployments_ask_for() -> None:
     assert required_cpus(load(None, {})) == 2
     assert required_cpus(load(None, {"workers.replicas": 3, "workers.shards": 2, "gateway.replicas": 2})) == 7
