@@ -7,7 +7,8 @@ benchmarks/results/gateway.jsonl.
 Terms: CPU is user and system time of all processes of a role while the streams run, over the tokens delivered, so a
 request's fixed cost is in it. "Tokens/s a core" are tokens per CPU second of gateway, proxy and worker together.
 "Added" is the time to the response's first byte, minus the one engine step it needs, and the time to the first text,
-minus the steps that the harmony header takes before it.
+minus the steps that the harmony header takes before it. Over HTTP the first byte says that the request is admitted; a
+gRPC stream has nothing to say before the first text.
 """
 
 import argparse
@@ -93,8 +94,8 @@ def measure_idle(server: Server, protocol: str, num_header_tokens: int, step_s: 
 
     first_byte, first_text = added_ms("first_byte_s", 1), added_ms("first_text_s", num_header_tokens + 1)
     return {
-        "added_first_byte_ms": statistics.median(first_byte),
-        "added_first_text_ms": statistics.median(first_text),
+        "added_first_byte_ms": round(statistics.median(first_byte), 2),
+        "added_first_text_ms": round(statistics.median(first_text), 2),
         "added_first_byte_all_ms": first_byte,
     }
 

@@ -78,9 +78,19 @@ async def test_a_stream_s_first_token_comes_alone_and_the_rest_merged() -> None:
         elapsed = time.monotonic() - started_at
         assert [len(chunk.token_ids) for chunk in chunks][0] == 1
         assert sum(len(chunk.token_ids) for chunk in chunks) == 101
-        # One chunk in 50 ms, but for the first and the last.
-        assert len(chunks) <= elapsed / 0.05 + 2
+        # One chunk in 50 ms, but for the first, the one with the fourth token, and the last.
+        assert len(chunks) <= elapsed / 0.05 + 3
         assert engine.num_streams == 0
+
+
+async def test_the_first_token_after_a_harmony_header_does_not_wait() -> None:
+    async with running(config(merge_interval_s=1.0)) as engine:
+        started_at = time.monotonic()
+        stream = engine.submit(ask(max_tokens=400))
+        chunks = [await stream.read(), await stream.read()]
+        assert time.monotonic() - started_at < 0.5
+        assert len(chunks[0].token_ids) < 4 <= sum(len(chunk.token_ids) for chunk in chunks)
+        assert len(await read_all(stream)) <= 2
 
 
 async def test_without_merging_every_step_is_delivered() -> None:

@@ -8,6 +8,10 @@ from chorus_workers.engine.output import TokenLogprobs
 from chorus_workers.engine.request import FinishReason, Refused
 
 
+# An answer in harmony begins with a header of three tokens; the fourth is the first that its reader sees.
+_FIRST_VISIBLE_TOKEN = 4
+
+
 class EngineDeadError(Exception):
     """The engine's process failed or hangs; every request of this worker must move to another one."""
 
@@ -39,13 +43,25 @@ class StreamOwner(Protocol):
 class TokenStream:
     """Read by one task until a chunk has a finish reason; closed always."""
 
-    __slots__ = ("_chunk", "_error", "_is_awake", "_owner", "_waiter", "client_id", "due_at", "engine_id")
+    __slots__ = (
+        "_chunk",
+        "_error",
+        "_is_awake",
+        "_num_tokens",
+        "_owner",
+        "_waiter",
+        "client_id",
+        "due_at",
+        "engine_id",
+    )
 
     def __init__(self, owner: StreamOwner, engine_id: str, client_id: str) -> None:
         self.engine_id = engine_id
         self.client_id = client_id
-        # When what is here may be delivered, on the event loop's clock. The first token and the end: at once.
+        # When what is here may be delivered, on the event loop's clock. The first token, the first that is text, and
+        # the end: at once.
         self.due_at = 0.0
+        self._num_tokens = 0
         self._owner = owner
         self._chunk = TokenChunk()
         self._error: Refused | EngineDeadError | None = None
@@ -77,6 +93,9 @@ class TokenStream:
 
     def add(self, token_id: int, logprobs: TokenLogprobs | None) -> None:
         self._chunk.token_ids.append(token_id)
+        self._num_tokens += 1
+        if self._num_tokens == _FIRST_VISIBLE_TOKEN:
+            self.due_at = 0.0
         if logprobs is not None:
             self._chunk.logprobs.append(logprobs)
 
