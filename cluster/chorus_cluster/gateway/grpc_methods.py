@@ -17,6 +17,7 @@ import grpc
 from chorus_cluster.errors import ChorusError, InvalidRequest, PayloadTooLarge, to_client_error
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.completion import collect
+from chorus_cluster.gateway.events import Event
 from chorus_cluster.gateway.grpc_models import completion_to_pb, deltas_to_pb, request_from_pb
 from chorus_cluster.gateway.grpc_service import Malformed
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES
@@ -83,10 +84,9 @@ class GrpcChatMethods:
         try:
             stream = await self._start(request, call)
             try:
+                yield _chunk(stream, ())
                 async for events in stream:
-                    yield chat_pb2.ChatCompletionChunk(
-                        id=stream.id, created=stream.created, model=stream.model, deltas=deltas_to_pb(events)
-                    )
+                    yield _chunk(stream, events)
             finally:
                 await stream.aclose()
         except (asyncio.CancelledError, GeneratorExit):
@@ -123,6 +123,12 @@ class GrpcChatMethods:
             raise PayloadTooLarge(self._max_request_bytes)
         deadline = call.deadline_unix_s()
         return await self._service.start(request_from_pb(request), deadline_unix_s=deadline)
+
+
+def _chunk(stream: ChatStream, events: Iterable[Event]) -> chat_pb2.ChatCompletionChunk:
+    return chat_pb2.ChatCompletionChunk(
+        id=stream.id, created=stream.created, model=stream.model, deltas=deltas_to_pb(events)
+    )
 
 
 class _Call:

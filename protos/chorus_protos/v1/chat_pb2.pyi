@@ -528,7 +528,9 @@ Global___ChatDelta: _TypeAlias = ChatDelta  # noqa: Y015
 
 @_typing.final
 class ChatCompletionChunk(_message.Message):
-    """The deltas that came since the last chunk, in order. The last chunk holds the finish reason and the usage."""
+    """The deltas that came since the last chunk, in order. The first chunk holds none: it says that the request was admitted.
+    The last one holds the finish reason and the usage.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

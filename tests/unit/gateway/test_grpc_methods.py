@@ -34,6 +34,7 @@ async def test_stream(chat_stub: Stub) -> None:
     deltas = [delta for chunk in chunks for delta in chunk.deltas]
     assert "".join(delta.reasoning for delta in deltas) == "The user greets."
     assert "".join(delta.content for delta in deltas) == "Hello there, friend."
+    assert list(chunks[0].deltas) == []
     assert [delta.WhichOneof("delta") for delta in chunks[-1].deltas][-2:] == ["finish_reason", "usage"]
     assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
 
@@ -156,8 +157,10 @@ async def test_clients_end_ends_the_request(
     chat_stub: Stub, engine: FakeEngineClient, service: ChatService, end: str
 ) -> None:
     engine.gate = asyncio.Event()
-    call = chat_stub.StreamChatCompletion(REQUEST, timeout=0.2 if end == "deadline" else None)
-    await eventually(lambda: engine.num_running == 1)
+    call = chat_stub.StreamChatCompletion(REQUEST, timeout=0.5 if end == "deadline" else None)
+    # Nothing is generated yet: the first chunk tells of the admission.
+    assert (await call.read()).id.startswith("chatcmpl-")
+    assert engine.num_running == 1
     if end == "cancel":
         call.cancel()
     else:
