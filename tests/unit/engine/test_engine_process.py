@@ -205,6 +205,17 @@ async def test_a_step_that_hangs_fails_health(monkeypatch: pytest.MonkeyPatch) -
             engine.check_health()
 
 
+async def test_a_request_after_a_long_pause_finds_a_healthy_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_STEP_TIMEOUT_S", 0.5)
+    async with running(config(FakeModel(step_time_s=0.3, body=9))) as engine:
+        await asyncio.sleep(0.6)
+        stream = engine.submit(ask())
+        engine.check_health()
+        await stream.read()
+        engine.submit(ask("b"))
+        engine.check_health()
+
+
 async def test_closing_ends_the_process_and_its_streams() -> None:
     deaths: list[str] = []
     async with running(config()) as engine:

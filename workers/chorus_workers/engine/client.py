@@ -103,6 +103,9 @@ class AsyncEngine:
         if client_id in self._by_client_id:
             message = "a request of this id is running already"
             raise Refused(Refusal(RefusalReason.INVALID_ARGUMENT, message, field="request_id"))
+        if not self._streams:
+            # An idle engine says nothing: its silence counts from here.
+            self._heard_at = time.monotonic()
         engine_id = str(next(self._numbers))
         stream = TokenStream(self, engine_id, client_id)
         self._streams[engine_id] = self._by_client_id[client_id] = stream
