@@ -147,6 +147,16 @@ def test_penalties_follow_their_formulas() -> None:
     assert torch.allclose(logits, expected)
 
 
+@pytest.mark.parametrize("repetition", [1e-39, 1e-38, 3e38])
+def test_an_extreme_repetition_penalty_leaves_finite_logits(repetition: float) -> None:
+    logits = torch.tensor([2.0, -2.0, 0.0, 1.0])
+    apply_penalties(logits, torch.tensor([0, 1, 2]), torch.tensor([0]), repetition=repetition, frequency=0.5, presence=0)
+    assert logits.isfinite().all()
+    assert sample(logits[None], torch.arange(4), **controls(1)).tolist() == [0 if repetition < 1 else 3]
+    logprob, _, logprobs = top_logprobs(logits, 3, 1)
+    assert math.isfinite(logprob) and -1 < logprobs[0] <= 0
+
+
 def test_negative_penalties_and_none_seen() -> None:
     logits = torch.tensor([1.0, 2.0])
     empty = torch.tensor([], dtype=torch.int64)

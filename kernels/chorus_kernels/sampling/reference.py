@@ -35,12 +35,14 @@ def apply_penalties(
     """Penalises tokens in place: logits float32 [N]; seen (prompt and generated), generated: int64 rows, repeated as
     they occurred.
 
-    Repetition r, for rows seen: l / r if l > 0, else l r. Then for rows generated n times: l - n frequency - presence.
+    Repetition r, for rows seen: l / r if l > 0, else l r, kept finite. Then for rows generated n times: l - n frequency - presence.
     """
     if repetition != 1.0:
         rows = seen.unique()
         values = logits[rows]
-        logits[rows] = torch.where(values > 0, values / repetition, values * repetition)
+        penalised = torch.where(values > 0, values / repetition, values * repetition)
+        largest = torch.finfo(logits.dtype).max
+        logits[rows] = penalised.clamp(-largest, largest)
     if frequency != 0.0 or presence != 0.0:
         rows, counts = generated.unique(return_counts=True)
         logits[rows] -= counts * frequency + presence
