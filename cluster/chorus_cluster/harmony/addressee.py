@@ -10,6 +10,7 @@ from .text_sink import ANSWER, REASONING, Sink
 _FUNCTIONS: Final = "functions."
 _MAX_NAME_LENGTH: Final = 64
 _BUILTIN_TOOLS: Final = ("python", "browser", "container")
+_PARTIES: Final = ("user", "system", "developer", "tool")
 _NO_TOOLS: Final = ("assistant", "user", "all", "system", "developer")
 
 
@@ -48,11 +49,16 @@ def addressee(header: Header) -> Addressee:
 
 def _tool_recipient(header: Header) -> str | None:
     """Return the recipient if it is a tool: of several the first function, else the first."""
-    if not header.recipients and header.content_type == "json":
+    if not header.recipients and header.content_type == "json" and not _is_party(header.author):
         return header.author  # a tool as author of JSON: its name slipped into the role's place
     tools = [name for name in header.recipients if name not in _NO_TOOLS]
     functions = [name for name in tools if name.startswith(_FUNCTIONS)]
     return next(iter(functions or tools), None)
+
+
+def _is_party(author: str | None) -> bool:
+    """Tell whether the author is a role, with or without a name ("user", "tool:f"), so that no call can be meant."""
+    return author is not None and author.partition(":")[0] in _PARTIES
 
 
 def stray_sink(stray: Stray, header: Header, interrupted: Sink | None) -> Sink:

@@ -149,6 +149,16 @@ MALFORMED = [
         [(R, "Hm."), (NAME, "f"), (ARGUMENTS, "{}")],
         ["foreign_role"],
     ),
+    (
+        f"{HM}<|start|>user<|channel|>commentary json<|message|>{{}}<|call|>",
+        [(R, "Hm.\n\n{}")],
+        ["foreign_role", "wrong_end"],
+    ),
+    (
+        f"{HM}<|start|>tool:f<|channel|>commentary <|constrain|>json<|message|>{{}}<|end|>",
+        [(R, "Hm.\n\n{}")],
+        ["foreign_role"],
+    ),
     # Tokens where they don't belong.
     ("<|channel|>final blah<|message|>4<|return|>", [(A, " blah\n\n4")], ["unexpected_header_text"]),
     (
