@@ -109,8 +109,11 @@ def to_harmony(conversation: Conversation) -> list[oh.Message]:
 def _check_length(conversation: Conversation, max_tokens: int) -> None:
     """Count the tokens of long texts slice by slice, and give up as soon as there are too many."""
     texts = [tool.description for tool in conversation.tools]
-    for message in conversation.messages:
+    first_open = _first_message_of_open_turn(conversation.messages)
+    for index, message in enumerate(conversation.messages):
         texts += [message.content, *(call.arguments for call in message.tool_calls)]
+        if message.reasoning and index >= first_open:
+            texts.append(message.reasoning)
     if sum(map(len, texts)) <= _SHORT_TEXT * max_tokens:
         return
     num_tokens = 0

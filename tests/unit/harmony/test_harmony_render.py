@@ -275,6 +275,17 @@ def test_texts_far_too_long_are_refused_at_little_cost(character: str, role: Rol
     assert caught.value.field == "messages"
 
 
+def test_reasoning_counts_where_it_is_rendered() -> None:
+    thought = Message(Role.ASSISTANT, reasoning="漢字，" * 1_000_000, tool_calls=(ToolCall("1", "f", "{}"),))
+    loop = (HI, thought, Message(Role.TOOL, "4", tool_call_id="1"))
+    start = time.process_time()
+    with pytest.raises(ConversationTooLong):
+        render(Conversation(loop), max_tokens=131_072)
+    assert time.process_time() - start < 1  # rendering it takes 5 s
+    answered = (*loop, Message(Role.ASSISTANT, "It is 4."), HI)
+    assert len(render(Conversation(answered), max_tokens=1000)) < 200
+
+
 def test_long_texts_that_fit_are_rendered() -> None:
     text = "indented\n" + " " * 100 + "".join(f"{number:>16}" for number in range(2000))
     conversation = Conversation((Message(Role.USER, text),), (Tool("f", text),))
