@@ -150,7 +150,8 @@ def test_penalties_follow_their_formulas() -> None:
 @pytest.mark.parametrize("repetition", [1e-39, 1e-38, 3e38])
 def test_an_extreme_repetition_penalty_leaves_finite_logits(repetition: float) -> None:
     logits = torch.tensor([2.0, -2.0, 0.0, 1.0])
-    apply_penalties(logits, torch.tensor([0, 1, 2]), torch.tensor([0]), repetition=repetition, frequency=0.5, presence=0)
+    seen, generated = torch.tensor([0, 1, 2]), torch.tensor([0])
+    apply_penalties(logits, seen, generated, repetition=repetition, frequency=0.5, presence=0.0)
     assert logits.isfinite().all()
     assert sample(logits[None], torch.arange(4), **controls(1)).tolist() == [0 if repetition < 1 else 3]
     logprob, _, logprobs = top_logprobs(logits, 3, 1)

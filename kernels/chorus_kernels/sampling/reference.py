@@ -35,7 +35,8 @@ def apply_penalties(
     """Penalises tokens in place: logits float32 [N]; seen (prompt and generated), generated: int64 rows, repeated as
     they occurred.
 
-    Repetition r, for rows seen: l / r if l > 0, else l r, kept finite. Then for rows generated n times: l - n frequency - presence.
+    Repetition r, for rows seen: l / r if l > 0, else l r, kept finite. Then for rows generated n times:
+    l - n frequency - presence.
     """
     if repetition != 1.0:
         rows = seen.unique()

@@ -7,7 +7,6 @@ from typing import Protocol
 from chorus_workers.engine.output import TokenLogprobs
 from chorus_workers.engine.request import FinishReason, Refused
 
-
 # An answer in harmony begins with a header of three tokens; the fourth is the first that its reader sees.
 _FIRST_VISIBLE_TOKEN = 4
 
