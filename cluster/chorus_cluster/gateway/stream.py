@@ -75,12 +75,14 @@ class ChatStream:
 
     async def aclose(self) -> None:
         """Ends the request, wherever it is; returns when the engine has been told."""
-        self._reader.cancel()
+        if not self._has_ended:  # If it has, it may be telling the engine: that must not be cut short.
+            self._reader.cancel()
         await asyncio.wait([self._reader])
         if not self._reader.cancelled():
             self._reader.exception()  # Whoever closes doesn't want to hear of it.
         # A reader that was cancelled before its first step has ended nothing.
-        await self._end("client_left")
+        finished = self._assembler.finished
+        await self._end("client_left" if finished is None else finished.reason)
 
     async def _read(self) -> None:
         assembler = self._assembler

@@ -50,6 +50,35 @@ async def test_closing_before_the_reader_ran(service: ChatService, engine: FakeE
     assert outcomes(service) == {"client_left": 1}
 
 
+async def test_closing_lets_the_engine_be_told() -> None:
+    class ClosesSlowly(FakeEngineClient):
+        has_closed = False
+
+        async def generate(
+            self, request: engine_pb2.GenerateRequest
+        ) -> AsyncGenerator[engine_pb2.GenerateResponse, None]:
+            try:
+                async for response in FakeEngineClient.generate(self, request):
+                    yield response
+            finally:
+                await asyncio.sleep(0.01)
+                ClosesSlowly.has_closed = True
+
+    stream = await ChatService(ClosesSlowly(encode(ANSWER))).start(REQUEST)
+    async for events in stream:
+        if isinstance(events[-1], ev.Finished):
+            break
+    await stream.aclose()
+    assert ClosesSlowly.has_closed
+
+
+async def test_closing_a_whole_answer_before_the_reader_ran(service: ChatService, engine: FakeEngineClient) -> None:
+    engine.script = encode("<|return|>")
+    stream = await service.start(REQUEST)
+    await stream.aclose()
+    assert outcomes(service) == {"stop": 1}
+
+
 async def test_cancelled_before_admission() -> None:
     class Queueing(FakeEngineClient):
         async def model_info(self) -> engine_pb2.ModelInfo:
