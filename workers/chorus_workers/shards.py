@@ -95,11 +95,15 @@ class ShardGroup:
         reasons = [str(e) for e in await asyncio.gather(starting, return_exceptions=True) if isinstance(e, Exception)]
         raise EngineStartError("; ".join([*reasons, *([self._death.result()] if self._death.done() else [])]))
 
-    def close(self) -> None:
-        """Ends the actors."""
+    def stop_watching(self) -> None:
+        """From now on followers may end: they do when the engine closes."""
         self._death.cancel()
         for task in self._watching:
             task.cancel()
+
+    def close(self) -> None:
+        """Ends the actors."""
+        self.stop_watching()
         for actor in self._actors.values():
             ray.kill(actor)
 

@@ -127,6 +127,8 @@ class Worker:
             self._pushing.cancel()
         if self._server is not None:
             await self._server.stop(_GRPC_GRACE_S)
+        if self._shards is not None:
+            self._shards.stop_watching()
         await self._engine.close()
         if self._shards is not None:
             self._shards.close()

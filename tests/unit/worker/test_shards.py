@@ -97,10 +97,12 @@ async def test_a_group_that_closes_mourns_nobody(followers: Followers) -> None:
     reasons: list[str] = []
     group.on_death(reasons.append)
     await asyncio.sleep(0)
-    group.close()
-    followers.runs[2].cancel()
+    group.stop_watching()
     await asyncio.sleep(0.01)
-    assert reasons == [] and followers.killed == [1, 2]
+    assert all(run.cancelled() for run in followers.runs.values())
+    assert reasons == [] and followers.killed == []
+    group.close()
+    assert followers.killed == [1, 2]
 
 
 async def test_shards_without_a_placement_group_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
