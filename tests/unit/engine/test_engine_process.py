@@ -1,10 +1,13 @@
 """The engine's own process: its start, its end, and what happens when either side dies."""
 
 import asyncio
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -17,6 +20,8 @@ import uvloop
 from chorus_workers.config import WorkerConfig
 from chorus_workers.engine import client
 from chorus_workers.engine.client import AsyncEngine, EngineStartError
+from chorus_workers.engine.messages import Abort, Failed, encode
+from chorus_workers.engine.process import Link
 from chorus_workers.engine.request import FinishReason, GenerationRequest, RefusalReason, Refused
 from chorus_workers.engine.stream import EngineDeadError, TokenChunk, TokenStream
 from chorus_workers.runner.fake import FakeModel
@@ -242,6 +247,31 @@ def test_it_is_the_same_on_uvloop_which_serve_s_replicas_use(
 ) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(scenario())
+
+
+def test_the_engine_s_end_of_the_socket_may_have_any_number() -> None:
+    """A replica with many open files passes on a descriptor that select() can't take."""
+    ours, theirs = socket.socketpair()
+    high = socket.socket(fileno=fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 1024))
+    theirs.close()
+    large = encode(Failed("x" * 10_000_000))
+    received = bytearray()
+
+    def replica() -> None:
+        ours.sendall(encode(Abort("a")))
+        while data := ours.recv(1 << 20):
+            received.extend(data)
+
+    with ours, high:
+        link = Link(high)
+        thread = threading.Timer(0.05, replica)
+        thread.start()
+        assert link.receive(wait=True) == [Abort("a")]
+        link.send(Failed("x" * 10_000_000))
+        link.drain(timeout_s=10)
+        high.shutdown(socket.SHUT_WR)
+        thread.join()
+    assert received == large
 
 
 REPLICA = """

@@ -1,7 +1,7 @@
 """The engine's own process: `python -m chorus_workers.engine.process FD`, started by AsyncEngine.
 
 Steps run back to back while there are requests; what came in meanwhile is taken up between two steps. Without requests
-the process sleeps in select(). It ends when the socket does, so it never outlives its replica; should a step hang, the
+the process sleeps in poll(). It ends when the socket does, so it never outlives its replica; should a step hang, the
 kernel's parent-death signal ends it.
 """
 
@@ -56,7 +56,7 @@ class Link:
             except BlockingIOError:
                 if messages or not wait:
                     return messages
-                select.select([self._sock], [self._sock] if self._unsent else [], [])
+                self._wait(select.POLLIN | (select.POLLOUT if self._unsent else 0))
                 self._flush()
                 continue
             except ConnectionResetError as error:
@@ -69,8 +69,14 @@ class Link:
         """Sends what is left, for a process about to end."""
         end = time.monotonic() + timeout_s
         while self._unsent and (left := end - time.monotonic()) > 0:
-            select.select([], [self._sock], [], left)
+            self._wait(select.POLLOUT, left)
             self._flush()
+
+    def _wait(self, events: int, timeout_s: float | None = None) -> None:
+        # Not select(): the descriptor's number is the replica's, and may be beyond what that takes.
+        poll = select.poll()
+        poll.register(self._sock, events)
+        poll.poll(None if timeout_s is None else timeout_s * 1000)
 
     def _flush(self) -> None:
         try:
