@@ -108,13 +108,10 @@ class Scheduler:
         if now >= self._next_deadline:
             self._expire(now)
         chunks: list[SequenceChunk] = []
-        num_preempted_before = self._stats.num_preemptions
         self._schedule_decode(chunks)
         budget = self._limits.max_batched_tokens - len(chunks)
         budget = self._schedule_prefill(chunks, budget)
-        # Who was preempted now would be the first to be admitted, and others would give way again.
-        if self._stats.num_preemptions == num_preempted_before:
-            self._admit(chunks, budget, now)
+        self._admit(chunks, budget, now)
         return Batch(chunks)
 
     def commit(self, batch: Batch, result: StepResult) -> StepOutput:
