@@ -112,9 +112,18 @@ def test_who_came_last_gives_way_and_its_answer_does_not_change() -> None:
         engine.add(a)
     gathered = run_all(engine)
     assert engine.stats.num_preemptions > 0
+    assert sum(engine.stats.queue_time.counts) == 3, "only the first wait is queue time"
     assert {a.request_id: (gathered.tokens[a.request_id], gathered.finished[a.request_id]) for a in asked} == {
         a.request_id: alone(a, 32) for a in asked
     }
+
+
+def test_admission_leaves_a_page_to_grow_into_for_those_who_run() -> None:
+    engine, runner, _ = build(num_blocks=4, block_size=4)
+    engine.add(ask("first", [1, 2, 3, 4, 5], max_tokens=1))
+    engine.add(ask("second", range(1, 9), max_tokens=1))
+    run_all(engine)
+    assert [shape(batch) for batch in runner.batches] == [{"first": 5}, {"second": 8}]
 
 
 def test_the_first_request_is_never_preempted() -> None:

@@ -257,6 +257,15 @@ def test_deltas_of_a_stream_token_by_token() -> None:
     assert (parser.num_reasoning_tokens, parser.num_tool_calls) == (2, 1)
 
 
+def test_a_body_without_message_token_and_spaces_is_delivered_while_it_grows() -> None:
+    parser = StreamParser()
+    header, word = encode("<|channel|>final"), encode("漢字")
+    assert parser.feed([*header, *word * 30]) == []
+    deltas = parser.feed(word * 40)
+    assert isinstance(deltas[0], AnswerDelta)
+    assert "".join(d.text for d in deltas if isinstance(d, AnswerDelta)) == "漢字" * 70
+
+
 def test_token_indices_spell_the_answer() -> None:
     tokens = encode(f"{HM}{FINAL}Größe: 漢字 🧑🏽‍🚀 assistant<|return|>")
     for chunk in (1, 3, 100):
@@ -343,3 +352,10 @@ def test_cost_of_a_token() -> None:
             parser.feed((token_id,))
         costs.append((time.process_time() - start) / len(tokens))
     assert min(costs) < 5e-6
+
+
+def test_a_header_that_does_not_end_costs_linear_time() -> None:
+    newlines = encode("<|channel|>final") + encode("\n") * 20_000
+    start = time.process_time()
+    assert parse(newlines, chunk=100).events == []
+    assert time.process_time() - start < 3  # 20 s if every token led to another look at all of it
