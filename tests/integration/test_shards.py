@@ -93,3 +93,14 @@ def test_a_lost_shard_restarts_its_group_and_every_stream_goes_on(sharded_cluste
     again = Stream(cluster)
     again.join(60)
     assert again.text == undisturbed.text
+
+
+def test_a_killed_worker_takes_its_followers_along(sharded_cluster: Cluster) -> None:
+    cluster = sharded_cluster
+    wait_until(lambda: is_whole(cluster), 30, "two workers of two shards")
+    before = {process.pid for process in followers(cluster)}
+    killed = next(iter(cluster.workers().values()))
+    killed.send_signal(signal.SIGKILL)
+    wait_until(lambda: len(before & {process.pid for process in followers(cluster)}) == 1, 10, "its follower's end")
+    wait_until(lambda: is_whole(cluster), 30, "a new group in place of the killed one")
+    assert len(before & {process.pid for process in followers(cluster)}) == 1
