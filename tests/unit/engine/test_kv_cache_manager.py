@@ -29,6 +29,18 @@ def test_without_a_slot_nothing_is_taken() -> None:
     kv.check_integrity([handle for handle in handles if handle])
 
 
+def test_pages_and_slots_freed_last_are_used_first() -> None:
+    kv = build()
+    first, second = kv.allocate(range(8)), kv.allocate(range(4))
+    assert first is not None and second is not None
+    assert (first.block_table, second.block_table) == ([0, 1], [2])
+    kv.free(second)
+    kv.free(first)
+    again = kv.allocate(range(12))
+    assert again is not None
+    assert (again.block_table, again.slot) == ([0, 1, 2], first.slot)
+
+
 def test_a_handle_grows_by_pages_and_fails_without_a_trace() -> None:
     kv = build()
     handle, other = kv.allocate(range(4)), kv.allocate(range(4))

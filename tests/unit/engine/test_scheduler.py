@@ -226,6 +226,16 @@ def test_a_full_queue_refuses_with_a_hint_that_follows_the_throughput() -> None:
     assert refusal.retry_after_s == pytest.approx((5 * 43 - 6) / 6 / 5)
 
 
+@pytest.mark.parametrize(("step_time_s", "hint_s"), [(1e-4, 0.1), (100.0, 60.0)])
+def test_the_hint_of_a_full_queue_has_bounds(step_time_s: float, hint_s: float) -> None:
+    clock = ManualClock()
+    engine = Engine(SimulatedRunner(clock, num_slots=1, step_time_s=step_time_s), max_queued_requests=0, clock=clock)
+    engine.add(ask("a", max_tokens=40, seed=20))
+    engine.step()
+    engine.add(ask("one too many"))
+    assert engine.step().refused["one too many"].retry_after_s == hint_s
+
+
 def test_a_request_that_fails_fails_alone() -> None:
     engine, _, _ = build()
     engine.add(ask("bad", seed=NOT_FINITE_SEED))

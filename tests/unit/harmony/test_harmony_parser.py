@@ -160,6 +160,11 @@ MALFORMED = [
         ["foreign_role"],
     ),
     # Tokens where they don't belong.
+    (
+        "<|channel|>final<|message|>an\nassistant<|channel|> is here<|return|>",
+        [(A, "an\nassistant is here")],
+        ["unexpected_header_text", "stray_special"],
+    ),
     ("<|channel|>final blah<|message|>4<|return|>", [(A, " blah\n\n4")], ["unexpected_header_text"]),
     (
         "<|channel|>commentary to=functions.f oh well json<|message|>{}<|call|>",

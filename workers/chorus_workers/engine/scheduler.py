@@ -86,7 +86,7 @@ class Scheduler:
         self._next_deadline = min(self._next_deadline, request.deadline)
         insort(self._waiting, request, key=_order)
         # An earlier attempt may have drawn the last token without the client hearing that it was the last.
-        if request.num_generated_tokens and (reason := request.ending()):
+        if reason := request.ending():
             self._finish(request, reason)
 
     def refuse(self, request_id: str, refusal: Refusal) -> None:
