@@ -52,12 +52,12 @@ def apply_penalties(
 def truncation_threshold(z: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """The least z that may be drawn: a token is kept when its z is at least this. [S, N] to [S], both float32.
 
-    z: log probabilities but for a constant, the largest of each row 0 or near it (they are exponentiated as they are).
+    z: log probabilities but for a constant, the largest of each row 0.
     top_k: int64 [S], 0 is off; top_p, min_p: float32 [S], off at 1 and 0. Each looks at what the ones before it kept:
     min-p keeps p >= min_p max(p); top-k keeps the k likeliest; top-p the fewest likeliest with mass >= top_p.
     """
     num_tokens = z.shape[-1]
-    threshold = z.amax(-1) + min_p.log()
+    threshold = min_p.log()
     limited = ((top_k > 0) & (top_k < num_tokens)).nonzero().squeeze(-1)
     if limited.numel():
         k = top_k[limited]
