@@ -52,6 +52,11 @@ class MetricsHub:
         self._pages = {key: entry for key, entry in self._pages.items() if entry[0] >= oldest}
         return [self._pages[key][1] for key in sorted(self._pages)]
 
+    def cluster_page(self, own: Page) -> bytes:
+        """All pages merged, with the caller's own as given. Done here, where it holds up nobody's streams."""
+        others = [page for page in self.pages() if (page.role, page.replica) != (own.role, own.replica)]
+        return merge([own, *others]).encode()
+
 
 def merge(pages: Iterable[Page]) -> str:
     """One exposition out of many, valid as one: a family's HELP and TYPE once, its samples together.
@@ -82,12 +87,43 @@ class _Families(Collector):
         yield from self._families.values()
 
 
-def hub() -> Any:
-    """The cluster's hub; whoever asks first starts it. It lives as long as the cluster, and restarts if it dies."""
-    actor = ray.remote(MetricsHub)
-    return actor.options(
-        name=HUB_NAME, namespace=HUB_NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0, max_restarts=-1
-    ).remote()
+class HubClient:
+    """A replica's connection to the cluster's hub; whoever connects first starts it. Connecting blocks."""
+
+    def __init__(self) -> None:
+        # It lives as long as the cluster, and restarts if it dies: the handle stays good.
+        self._actor: Any = (
+            ray.remote(MetricsHub)
+            .options(
+                name=HUB_NAME,
+                namespace=HUB_NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=0,
+                max_restarts=-1,
+            )
+            .remote()
+        )
+
+    async def push_forever(self, render: Callable[[], Page]) -> None:
+        """Pushes a replica's page until cancelled. A hub that is away costs this page, nothing else."""
+        while True:
+            page = render()
+            try:
+                await self._actor.push.remote(page.role, page.replica, page.text)
+            except RayError as error:
+                logger.warning("Could not push metrics: %s", type(error).__name__)
+            await asyncio.sleep(PUSH_INTERVAL_S)
+
+    async def cluster_page(self, own: Page) -> bytes:
+        """The merged page of all replicas, the caller's own as given. Without the hub, that one is all there is."""
+        try:
+            async with asyncio.timeout(_HUB_TIMEOUT_S):
+                page: bytes = await self._actor.cluster_page.remote(own)
+        except (RayError, TimeoutError) as error:
+            logger.warning("Could not fetch the other replicas' metrics: %s", type(error).__name__)
+            return merge([own]).encode()
+        return page
 
 
 def end_hub() -> None:
@@ -96,27 +132,3 @@ def end_hub() -> None:
         ray.kill(ray.get_actor(HUB_NAME, namespace=HUB_NAMESPACE))
     except ValueError:
         logger.debug("There is no metrics hub")
-
-
-async def push_forever(render: Callable[[], Page]) -> None:
-    """Pushes a replica's page until cancelled. A hub that is away costs this page, nothing else."""
-    actor = hub()
-    while True:
-        page = render()
-        try:
-            await actor.push.remote(page.role, page.replica, page.text)
-        except RayError as error:
-            logger.warning("Could not push metrics: %s", type(error).__name__)
-        await asyncio.sleep(PUSH_INTERVAL_S)
-
-
-async def cluster_page(own: Page) -> bytes:
-    """The merged page of all replicas; the caller's own is the one given. Without the hub, it is all there is."""
-    try:
-        async with asyncio.timeout(_HUB_TIMEOUT_S):
-            pages: list[Page] = await hub().pages.remote()
-    except (RayError, TimeoutError) as error:
-        logger.warning("Could not fetch the other replicas' metrics: %s", type(error).__name__)
-        pages = []
-    others = [page for page in pages if (page.role, page.replica) != (own.role, own.replica)]
-    return merge([own, *others]).encode()

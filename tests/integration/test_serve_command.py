@@ -38,13 +38,24 @@ def test_ctrl_c_lets_an_answer_finish_and_leaves_no_process(tmp_path: Path) -> N
     assert answers == ["Hello" * 300]
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_a_bad_checkpoint_is_one_clear_message(tmp_path: Path, checkpoint: Path, missing: str) -> None:
+def test_without_settings_the_demo_model_answers(tmp_path: Path) -> None:
+    with running(tmp_path, {}) as cluster:
+        said = cluster.log.read_text()
+        assert "Chorus serves chorus-demo." in said
+        assert "and answered: Chorus is" in said
+        chat = chorus("chat", "What is 2 + 3?", "--temperature", "0", log=tmp_path / "chat.log", CHORUS_URL=cluster.url)
+        assert chat.wait(60) == 0
+        reasoning, answer = (tmp_path / "chat.log").read_text().strip().split("\n\n")
+        assert reasoning
+        assert "5" in answer
+
+
+def test_a_bad_checkpoint_is_one_clear_message(tmp_path: Path, checkpoint: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in checkpoint.iterdir():
         content = file.read_bytes()
-        (broken / file.name).write_bytes(content[: len(content) // 2] if file.name == missing else content)
+        (broken / file.name).write_bytes(content[: len(content) // 2] if file.name == "model.safetensors" else content)
     http_port, grpc_port = free_ports(2)
     log = tmp_path / "chorus.log"
     ports = ("--http-port", str(http_port), "--grpc-port", str(grpc_port))
@@ -57,6 +68,6 @@ def test_a_bad_checkpoint_is_one_clear_message(tmp_path: Path, checkpoint: Path,
     last = log.read_text().splitlines()[-1]
     assert process.returncode == 1
     assert last.startswith("chorus serve: worker: CheckpointError: ")
-    assert missing in last
+    assert "model.safetensors" in last
     assert "Traceback" not in log.read_text()
     assert psutil.wait_procs(seen.values(), timeout=5)[1] == []

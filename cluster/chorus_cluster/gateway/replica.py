@@ -43,12 +43,13 @@ class GatewayReplica(GrpcChatMethods, HealthMethods):
             raises_in_streams=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1",
         )
         self._replica = serve.get_replica_context().replica_id.unique_id
-        self._pushing = asyncio.create_task(metrics.push_forever(self._page))
+        self._hub = await asyncio.to_thread(metrics.HubClient)
+        self._pushing = asyncio.create_task(self._hub.push_forever(self._page))
 
     def __serve_build_asgi_app__(self) -> Any:
         # Serve adds x-request-id itself.
         return build_http_app(
-            self._service, metrics_page=lambda: metrics.cluster_page(self._page()), sends_request_id=False
+            self._service, metrics_page=lambda: self._hub.cluster_page(self._page()), sends_request_id=False
         )
 
     def _page(self) -> metrics.Page:

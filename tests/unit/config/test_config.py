@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from chorus_cluster.config import AppConfig, ClusterConfig, ConfigError, load, parse, to_mapping
 
@@ -85,3 +86,9 @@ def test_a_configuration_survives_the_way_through_a_mapping() -> None:
     config = load(None, {"workers.kv.block_size": 8, "model.name": "mine"})
     assert parse(to_mapping(config), ClusterConfig) == config
     assert parse(to_mapping(config.app), AppConfig) == config.app
+
+
+def test_the_documented_file_has_every_setting_with_its_default() -> None:
+    file = Path(__file__).parents[3] / "docs" / "chorus.yaml"
+    assert yaml.safe_load(file.read_text()) == to_mapping(ClusterConfig())
+    assert load(file, {}) == ClusterConfig()

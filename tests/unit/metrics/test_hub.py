@@ -71,3 +71,13 @@ def test_the_hub_keeps_the_last_page_of_each_replica_and_drops_the_stale() -> No
     hub.push("gateway", "g1", "g")
     clock.now += 0.001
     assert [p.role for p in hub.pages()] == ["gateway"]
+
+
+def test_the_cluster_s_page_has_the_caller_s_own_as_it_is_now() -> None:
+    hub = MetricsHub(ManualClock())
+    for stored in (page("gateway", "g1", count=1), page("worker", "w1", count=5)):
+        hub.push(stored.role, stored.replica, stored.text)
+    text = hub.cluster_page(page("gateway", "g1", count=2)).decode()
+    assert 'chorus_running{replica="g1",role="gateway"} 2.0' in text
+    assert 'chorus_running{replica="g1",role="gateway"} 1.0' not in text
+    assert 'chorus_running{replica="w1",role="worker"} 5.0' in text
