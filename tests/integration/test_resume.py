@@ -12,7 +12,7 @@ from chorus_protos.v1 import chat_pb2, chat_pb2_grpc
 
 pytestmark = pytest.mark.slow
 
-NUM_TOKENS = 700
+NUM_TOKENS = 1500
 
 
 def stream_text(cluster: Cluster, client: httpx.Client) -> Iterator[str]:
@@ -46,7 +46,7 @@ def both_workers_are_up(cluster: Cluster) -> bool:
     return len(cluster.workers()) == 2 and set(cluster.workers()) == set(cluster.samples("chorus_requests_running"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def text(model_cluster: Cluster) -> str:
     """What the model says when nobody disturbs it."""
     with model_cluster.client() as client:
