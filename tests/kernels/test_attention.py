@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chorus_kernels.attention import attention, batched_attention, paged_rows, ring_rows, visibility
+from chorus_kernels.attention import attention, batched_attention, paged_rows, visibility
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 6, 2, 5
 
@@ -96,7 +96,3 @@ def test_batched_attention_without_a_mask_sees_everything() -> None:
 def test_paged_rows_follow_the_block_table() -> None:
     assert paged_rows(torch.tensor([4, 0, 7]), 3).tolist() == [12, 13, 14, 0, 1, 2, 21, 22, 23]
     assert paged_rows(torch.tensor([[1], [2]]), 2).tolist() == [[2, 3], [4, 5]]
-
-
-def test_ring_rows_wrap() -> None:
-    assert ring_rows(torch.tensor([5, 6, 7, 8]), 7).tolist() == [5, 6, 0, 1]

@@ -66,11 +66,3 @@ def paged_rows(block_table: Tensor, block_size: int) -> Tensor:
     """The rows of a paged KV memory in the order of positions: int64 [B] block numbers to int64 [B * block_size]."""
     offsets = torch.arange(block_size, device=block_table.device)
     return (block_table.unsqueeze(-1) * block_size + offsets).flatten(-2)
-
-
-def ring_rows(positions: Tensor, window: int) -> Tensor:
-    """The rows of a ring of `window` entries that hold these positions, int64 [...]: position mod window.
-
-    Valid for the last `window` positions written. A token's own KV replaces that of the position it no longer sees.
-    """
-    return positions % window

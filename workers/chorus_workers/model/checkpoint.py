@@ -116,12 +116,12 @@ class _Loader:
         """This shard's rows of the fused projection: its queries, its keys, its values."""
         config, names = self.config, self.layout.qkv
         heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-        fused = (len(names) == 1) * (sum(heads),) or heads
+        stored = (sum(heads),) if len(names) == 1 else heads
         parts: list[Tensor] = []
         for kind, rest in (("weight", (config.hidden_size,)), ("bias", ())):
             whole = [
                 self.files.read(f"{prefix}{name}.{kind}", (count * config.head_dim, *rest))
-                for name, count in zip(names, fused, strict=True)
+                for name, count in zip(names, stored, strict=True)
             ]
             by_head = torch.cat(whole).unflatten(0, (-1, config.head_dim)).split(heads)
             mine = [part[self.shard.span(count)] for part, count in zip(by_head, heads, strict=True)]
