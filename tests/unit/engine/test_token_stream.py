@@ -72,5 +72,7 @@ async def test_closing_aborts() -> None:
 
 def test_an_output_with_anything_in_it_is_true() -> None:
     assert not StepOutput()
+    assert StepOutput(request_ids=["a"], token_ids=[7])
+    assert StepOutput(started={"a": (0.5, 0)})
     assert StepOutput(finished={"a": (FinishReason.ABORT, "")})
     assert StepOutput(refused={"a": Refusal(RefusalReason.OVERLOADED, "full")})

@@ -116,6 +116,11 @@ MALFORMED = [
         [(NAME, "f"), (ARGUMENTS, "{}")],
         ["doubled_recipient"],
     ),
+    (
+        "<|channel|>commentary to=python to=functions.f json<|message|>{}<|call|>",
+        [(NAME, "f"), (ARGUMENTS, "{}")],
+        ["doubled_recipient"],
+    ),
     ("<|channel|>commentary to=f json<|message|>{}<|call|>", [(NAME, "f"), (ARGUMENTS, "{}")], ["bare_recipient"]),
     ("<|channel|>commentary functions.f<|message|>{}<|call|>", [(NAME, "f"), (ARGUMENTS, "{}")], ["bare_recipient"]),
     ("<|channel|>commentary f json<|message|>{}<|call|>", [(NAME, "f"), (ARGUMENTS, "{}")], ["bare_recipient"]),
