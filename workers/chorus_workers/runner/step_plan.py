@@ -87,8 +87,8 @@ def plan_step(chunks: Sequence[SequenceChunk], memory: KVMemory, num_heads: int)
         token_ids=torch.tensor([token for chunk in ordered for token in chunk.token_ids]),
         positions=torch.tensor([c.start + i for c in ordered for i in range(len(c.token_ids))]),
         page_writes=torch.tensor(page_writes),
-        ring_writes=torch.tensor(ring_writes),
-        ring_tokens=None if len(ring_tokens) == ends[-1] else torch.tensor(ring_tokens),
+        ring_writes=torch.tensor(ring_writes, dtype=torch.int64),
+        ring_tokens=None if len(ring_tokens) == ends[-1] else torch.tensor(ring_tokens, dtype=torch.int64),
         decode=tuple(_decode_groups(ordered[:num_decode], memory)),
         prefill=tuple(
             _prefill_chunk(chunk, slice(start, end), memory, num_heads)
