@@ -227,10 +227,24 @@ def _schema(schema: Mapping[str, Any], field: str) -> dict[str, Any]:
         raise InvalidConversation(
             field, "is not a JSON schema: it holds what JSON can't, or nests too deeply"
         ) from None
-    if has_long_run(text):
-        raise InvalidConversation(field, "holds a run of too many characters without a break")
     clean: dict[str, Any] = json.loads(_clean(text))
+    # In the renderer's text as in JSON; but there, characters that JSON escapes (line feeds, say) stand as they are.
+    if has_long_run(text) or any(map(has_long_run, _strings(clean))):
+        raise InvalidConversation(field, "holds a run of too many characters without a break")
     return clean
+
+
+def _strings(data: Any) -> Iterator[str]:
+    """Yield every string in plain JSON data, keys among them."""
+    left = [data]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            left += (*item, *item.values())
+        elif isinstance(item, list):
+            left += item
 
 
 def _response_format(response_format: ResponseFormat) -> str:

@@ -246,6 +246,20 @@ def test_bad_fields_are_named(conversation: Conversation, field: str) -> None:
     assert str(caught.value) == f"{field}: {caught.value.message}"
 
 
+@pytest.mark.parametrize("character", ["\n", "\t", "\x01"])
+@pytest.mark.parametrize("place", ["description", "key", "enum"])
+def test_runs_that_json_escapes_are_found_in_schemas(character: str, place: str) -> None:
+    run = character * 2_000_000  # rendered, it would exhaust the stack of the tokenizer's regular expression
+    schemas = {
+        "description": {"properties": {"a": {"type": "string", "description": run}}},
+        "key": {"properties": {run: {"type": "string"}}},
+        "enum": {"properties": {"a": {"type": "string", "enum": ["b", run]}}},
+    }
+    with pytest.raises(InvalidConversation, match="without a break") as caught:
+        render(Conversation((HI,), (Tool("f", "", schemas[place]),)))
+    assert caught.value.field == "tools[0].function.parameters"
+
+
 def test_a_result_whose_call_was_cut_off_may_bring_its_name() -> None:
     token_ids = render(Conversation((HI, Message(Role.TOOL, "4", tool_call_id="9", name="f"))))
     assert "<|start|>functions.f to=assistant<|channel|>commentary<|message|>4" in load_encoding().decode(token_ids)
