@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from chorus_kernels.sampling import gumbel_noise_grid, split_seed
 from chorus_workers.model.weights import Vocabulary
 from chorus_workers.runner.base import SampleRequest
 from chorus_workers.runner.sampler import Sampler
@@ -99,6 +100,16 @@ def test_seeded_draws_are_the_same_alone_in_a_crowd_and_in_another_vocabulary() 
     full[:, COMPACT_IDS] = values
     assert [token.token_id for token in Sampler(Vocabulary.plain(300)).draw(full, requests)] == crowd
     assert len(set(crowd)) > 3
+
+
+def test_a_seed_draws_by_the_position_of_the_token_to_come() -> None:
+    ids, size = torch.arange(500), 40
+    values = torch.randn(500, generator=torch.Generator().manual_seed(4)).expand(size, 500)
+    requests = [request((1,) * length, temperature=1.0, seed=9) for length in range(1, size + 1)]
+    drawn = [token.token_id for token in Sampler(Vocabulary.plain(500)).draw(values.clone(), requests)]
+    noise = gumbel_noise_grid(torch.tensor([split_seed(9)] * size), torch.arange(1, size + 1), ids)
+    assert drawn == (values + noise).argmax(-1).tolist()
+    assert len(set(drawn)) > size // 2
 
 
 def test_greedy_and_random_requests_mix() -> None:

@@ -44,6 +44,19 @@ async def test_a_slow_reader_gets_all_at_once_and_the_end_with_it() -> None:
     assert owner.forgotten == [False]
 
 
+async def test_what_is_due_at_once() -> None:
+    stream = TokenStream(Owner(), "0", "a")
+    due_at = []
+    for token_id in range(6):
+        stream.add(token_id, None)
+        due_at.append(stream.due_at)
+        stream.wake()
+        await stream.read()
+    assert due_at == [0.0, 42.0, 42.0, 0.0, 42.0, 42.0], "the first token, and the first behind a header of three"
+    stream.finish(FinishReason.STOP, "")
+    assert stream.due_at == 0.0
+
+
 async def test_a_failure_comes_after_the_tokens_that_are_here() -> None:
     stream = TokenStream(Owner(), "0", "a")
     stream.add(1, None)

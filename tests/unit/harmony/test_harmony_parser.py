@@ -142,6 +142,14 @@ MALFORMED = [
     ("<|channel|>final to=functions.f<|message|>{}<|call|>", [(NAME, "f"), (ARGUMENTS, "{}")], ["misplaced_call"]),
     ("<|channel|>analysis to=functions.f<|message|>{}<|call|>", [(NAME, "f"), (ARGUMENTS, "{}")], ["misplaced_call"]),
     (" to=functions.f<|message|>{}<|call|>", [(NAME, "f"), (ARGUMENTS, "{}")], ["missing_channel"]),
+    (
+        f"<|channel|>commentary to=functions.{'n' * 100} json<|message|>{{}}<|call|>",
+        [(NAME, "n" * 64), (ARGUMENTS, "{}")],
+        [],
+    ),
+    # Headers that end inside a word, or inside a token.
+    ("finally it works<|return|>", [(A, "finally it works")], ["missing_message"]),
+    ('<|channel|>commentary to=functions.f."x"<|call|>', [(NAME, "f."), (ARGUMENTS, '"x"')], ["missing_message"]),
     # Turns of others that the model made up.
     (f"{FINAL[18:]}4<|end|><|start|>user<|message|>And 5?<|end|>", [(A, "4"), (R, "And 5?")], ["foreign_role"]),
     (

@@ -289,6 +289,12 @@ def test_texts_far_too_long_are_refused_at_little_cost(character: str, role: Rol
     assert caught.value.field == "messages"
 
 
+def test_a_tool_loop_may_be_all_there_is() -> None:
+    thought = Message(Role.ASSISTANT, reasoning="Hm.", tool_calls=(ToolCall("1", "f", "{}"),))
+    prompt = load_encoding().decode(render(Conversation((thought, Message(Role.TOOL, "4", tool_call_id="1")))))
+    assert "<|start|>assistant<|channel|>analysis<|message|>Hm.<|end|>" in prompt
+
+
 def test_reasoning_counts_where_it_is_rendered() -> None:
     thought = Message(Role.ASSISTANT, reasoning="漢字，" * 1_000_000, tool_calls=(ToolCall("1", "f", "{}"),))
     loop = (HI, thought, Message(Role.TOOL, "4", tool_call_id="1"))
