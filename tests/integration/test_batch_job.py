@@ -19,6 +19,8 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "model": ({"model": "other"}, 404, "model"),
     "role": ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "messages[0].role"),
     "empty": ({"messages": []}, 400, "messages"),
+    "long": ({"messages": [{"role": "user", "content": "word " * 200_000}]}, 400, "messages"),
+    "large": ({"messages": [{"role": "user", "content": "x" * 20_000_000}]}, 413, None),
 }
 
 
