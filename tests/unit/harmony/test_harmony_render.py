@@ -237,6 +237,10 @@ def nested(depth: int) -> dict[str, Any]:
             Conversation((HI,), response_format=ResponseFormat("a", nested(100_000))),
             "response_format.json_schema.schema",
         ),
+        (
+            Conversation((HI,), response_format=ResponseFormat("a", {"default": float("nan")})),
+            "response_format.json_schema.schema",
+        ),
     ],
 )
 def test_bad_fields_are_named(conversation: Conversation, field: str) -> None:
@@ -304,6 +308,20 @@ def test_reasoning_counts_where_it_is_rendered() -> None:
     assert time.process_time() - start < 1  # rendering it takes 5 s
     answered = (*loop, Message(Role.ASSISTANT, "It is 4."), HI)
     assert len(render(Conversation(answered), max_tokens=1000)) < 200
+
+
+def test_calls_and_descriptions_count() -> None:
+    text = "漢字，" * 10_000
+    call = Message(Role.ASSISTANT, tool_calls=(ToolCall("1", "f", text),))
+    for conversation in (Conversation((HI, call)), Conversation((HI,), (Tool("f", text),))):
+        with pytest.raises(ConversationTooLong):
+            render(conversation, max_tokens=1000)
+
+
+def test_words_cut_by_counting_refuse_nothing() -> None:
+    conversation = Conversation((Message(Role.USER, "internationalization " * 40_000),))
+    token_ids = render(conversation)
+    assert render(conversation, len(token_ids)) == token_ids
 
 
 def test_long_texts_that_fit_are_rendered() -> None:

@@ -84,6 +84,12 @@ def test_repairs_a_damaged_cache(tmp_path: Path) -> None:
     assert [entry.name for entry in table.parent.iterdir()] == [table.name]
 
 
+def test_a_damaged_package_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "TABLE_SHA256", "0" * 64)
+    with pytest.raises(vocabulary.VocabularyError, match="damaged: reinstall"):
+        vocabulary.read_table()
+
+
 def test_ignores_and_restores_the_base_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(tmp_path / "absent"))
     assert vocabulary._load_encoding.__wrapped__().encode("harmony") == [71, 90047]
