@@ -3,13 +3,14 @@
 import asyncio
 import fcntl
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -249,6 +250,15 @@ def test_it_is_the_same_on_uvloop_which_serve_s_replicas_use(
         runner.run(scenario())
 
 
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 2048), limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("many_descriptors")
 def test_the_engine_s_end_of_the_socket_may_have_any_number() -> None:
     """A replica with many open files passes on a descriptor that select() can't take."""
     ours, theirs = socket.socketpair()
