@@ -22,6 +22,7 @@ from chorus_workers.config import WorkerConfig
 from chorus_workers.engine import client
 from chorus_workers.engine.client import AsyncEngine, EngineStartError
 from chorus_workers.engine.messages import Abort, Failed, encode
+from chorus_workers.engine.output import StepOutput
 from chorus_workers.engine.process import Link
 from chorus_workers.engine.request import FinishReason, GenerationRequest, RefusalReason, Refused
 from chorus_workers.engine.stream import EngineDeadError, TokenChunk, TokenStream
@@ -97,6 +98,16 @@ async def test_the_first_token_after_a_harmony_header_does_not_wait() -> None:
         assert time.monotonic() - started_at < 0.5
         assert len(chunks[0].token_ids) < 4 <= sum(len(chunk.token_ids) for chunk in chunks)
         assert len(await read_all(stream)) <= 2
+
+
+async def test_held_tokens_are_delivered_when_due_even_if_no_step_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_EXIT_TIMEOUT_S", 0.1)
+    async with running(config(FakeModel(step_time_s=60), merge_interval_s=0.1)) as engine:
+        stream = engine.submit(ask())
+        for token_id in (1, 2):
+            engine._dispatch(StepOutput(request_ids=[stream.engine_id], token_ids=[token_id]))
+            async with asyncio.timeout(10):
+                assert (await stream.read()).token_ids == [token_id]
 
 
 async def test_without_merging_every_step_is_delivered() -> None:
