@@ -34,6 +34,7 @@ async def test_an_invalid_request_is_refused_by_name(worker: Worker) -> None:
     (response,) = await collect(worker, engine_pb2.GenerateRequest(request_id="a"))
     assert response.refusal.reason == engine_pb2.REFUSAL_REASON_INVALID_ARGUMENT
     assert response.refusal.field == "prompt_token_ids"
+    assert 'chorus_requests_refused_total{reason="invalid_argument"} 1.0' in worker.metrics_page()
 
 
 async def test_the_death_of_the_engine_process_ends_every_stream_and_fails_health(worker: Worker) -> None:
