@@ -34,7 +34,9 @@ class OutstandingTokensRouter(RequestRouter):
         pending_request.routing_context.should_backoff = True
         request = _generate_request(pending_request)
         ranked = self._ledger.rank(list(by_name), None if request is None else request.request_id)
-        self._book(pending_request, ranked[0], 0 if request is None else self.cost(request))
+        # A call that left, or was served otherwise, while Serve looked for room is over: no completion would follow.
+        if not pending_request.future.done():
+            self._book(pending_request, ranked[0], 0 if request is None else self.cost(request))
         return [[by_name[name]] for name in ranked]
 
     def cost(self, request: engine_pb2.GenerateRequest) -> int:
@@ -61,16 +63,29 @@ class OutstandingTokensRouter(RequestRouter):
             if outstanding is not None:
                 self._ledger.report(replica.replica_id.unique_id, int(outstanding))
 
+    async def _choose_replica_for_request(
+        self, pending_request: PendingRequest, *, is_retry: bool = False
+    ) -> RunningReplica:
+        """Serve's own; a call that leaves in the very turn in which a worker was found is sent nowhere."""
+        try:
+            return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+        except asyncio.CancelledError:
+            self._ledger.drop(_call_id(pending_request))
+            raise
+
     def _book(self, pending_request: PendingRequest, worker: str, tokens: int) -> None:
         call_id = _call_id(pending_request)
         self._ledger.assign(call_id, worker, tokens)
 
-        def release_if_cancelled(future: "asyncio.Future[RunningReplica]") -> None:
-            # A call that is cancelled before it got a worker completes nowhere.
+        def follow(future: "asyncio.Future[RunningReplica]") -> None:
             if future.cancelled():
+                # A call that is cancelled before it got a worker completes nowhere.
                 self._ledger.drop(call_id)
+            else:
+                # From here on it may complete, on the worker that Serve took, without ever being routed.
+                self._ledger.move(call_id, future.result().replica_id.unique_id)
 
-        pending_request.future.add_done_callback(release_if_cancelled)
+        pending_request.future.add_done_callback(follow)
 
 
 def _call_id(pending_request: PendingRequest) -> str:

@@ -126,6 +126,45 @@ async def test_waiting_for_room_backs_off_and_cancelling_gives_the_booking_back(
     await settle(router)
 
 
+async def test_leaving_in_the_turn_in_which_a_worker_is_found_gives_the_booking_back(
+    router: OutstandingTokensRouter,
+) -> None:
+    router.update_replicas([FakeReplica("a")])
+    request = pending("call")
+    choosing = asyncio.create_task(router._choose_replica_for_request(request))
+    request.future.add_done_callback(lambda _: choosing.cancel())
+    with pytest.raises(asyncio.CancelledError):
+        await choosing
+    assert request.future.result().replica_id.unique_id == "a"
+    # Serve sends nothing then, so it tells of no completion either.
+    assert outstanding(router, "a") == 0
+    await settle(router)
+
+
+async def test_leaving_before_a_second_choice_accepts_gives_the_booking_back(router: OutstandingTokensRouter) -> None:
+    full, free = FakeReplica("full", max_ongoing_requests=1), FakeReplica("free")
+    full.queue_len = 1
+    free.routing_stats = {"num_outstanding_tokens": 10_000}
+    router.update_replicas([full, free])
+    replica = await asyncio.wait_for(router._choose_replica_for_request(pending("call")), 5)
+    assert replica.replica_id.unique_id == "free"
+    # The call was sent, and is cancelled before the worker has said that it takes it.
+    router.on_request_completed(replica.replica_id, "call")
+    assert outstanding(router, "full") == 0
+    assert outstanding(router, "free") == 10_000
+    await settle(router)
+
+
+async def test_a_call_that_has_left_is_not_booked_again(router: OutstandingTokensRouter) -> None:
+    replicas = [FakeReplica("a")]
+    router.update_replicas(replicas)
+    request = pending("call")
+    request.future.set_result(replicas[0])
+    await router.choose_replicas(replicas, request)
+    await asyncio.sleep(0)
+    assert outstanding(router, "a") == 0
+
+
 async def test_reports_steer_and_a_retry_avoids_the_worker_it_had(router: OutstandingTokensRouter) -> None:
     busy, idle = FakeReplica("busy"), FakeReplica("idle")
     busy.routing_stats = {"num_outstanding_tokens": 4000}
