@@ -9,6 +9,7 @@ prompt; random numbers depend on seed and position alone, so the answer goes on 
     worker dies, connection breaks             next attempt, at once       next attempt, at once
     refusal: unavailable (drains, has failed)  next attempt, after a wait  next attempt, after a wait
     refusal: overloaded                        one other worker, then 429  next attempt, after a wait
+    too many wait in this gateway              429                         next attempt, after a wait
     refusal: invalid argument, deadline        that error                  that error
     attempts used up                           Unavailable                 Unavailable
 """
@@ -105,7 +106,6 @@ class ServeEngineClient:
                         yield response
                         if response.finish_reason:
                             return
-                logger.warning("Request %s: its worker ended the stream without a finish reason", request.request_id)
             except _Refused as refused:
                 num_overloaded += refused.refusal.reason == engine_pb2.REFUSAL_REASON_OVERLOADED
                 error = _error_of(refused.refusal)
@@ -121,7 +121,10 @@ class ServeEngineClient:
                     *(request.request_id, len(tokens), error, attempt + 1, self._policy.max_attempts),
                 )
             except BackPressureError as error:
-                raise Overloaded(error.retry_after_s or _DEFAULT_RETRY_AFTER_S) from error
+                if not tokens:
+                    raise Overloaded(error.retry_after_s or _DEFAULT_RETRY_AFTER_S) from error
+                self._on_retry(Overloaded.code)
+                await asyncio.sleep(self._backoff_s(attempt))
             except DeploymentUnavailableError as error:
                 raise Unavailable() from error
         raise Unavailable("The workers that this request was sent to have failed.")

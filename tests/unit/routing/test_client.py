@@ -204,6 +204,12 @@ async def test_serve_s_own_backpressure_is_an_overload() -> None:
     assert caught.value.retry_after_s == 3.0
 
 
+async def test_serve_s_own_backpressure_does_not_end_a_resumed_stream() -> None:
+    workers = FakeWorkers([tokens(10), lost()], [BackPressureError(1, 1, retry_after_s=3.0)], [tokens(11, finish=2)])
+    assert ids(await collect(workers.client(), request())) == [10, 11]
+    assert workers.retries == ["worker_lost", "overloaded"]
+
+
 async def test_closing_the_iterator_ends_the_call_at_once() -> None:
     workers = FakeWorkers([tokens(10), tokens(11), "hang"])
     stream = workers.client().generate(request())
