@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from chorus_cluster.errors import ContextTooLong, InvalidRequest, Unavailable
+from chorus_cluster.errors import ContextTooLong, DeadlineExceeded, InvalidRequest, Unavailable
 from chorus_cluster.gateway.answer import AnswerAssembler
 from chorus_cluster.gateway.metrics import ChatTimer, GatewayMetrics
 from chorus_cluster.gateway.model_info import ModelInfoCache
@@ -90,7 +90,8 @@ class ChatService:
         try:
             # Here it is known whether the engine admitted the request, and nothing has been answered yet.
             first = await next_response(responses)
-            timer.on_message()
+            if first.token_ids:
+                timer.on_message()
             events = assembler.feed(first)
         except (Exception, asyncio.CancelledError):
             await close_responses(responses)
@@ -108,7 +109,7 @@ class ChatService:
     async def _prepare(
         self, request: ChatRequest, completion_id: str, deadline_unix_s: float | None
     ) -> engine_pb2.GenerateRequest:
-        model = await self.models.get()
+        model = await self._model(deadline_unix_s)
         validate(request, model)
         prompt = self._render(request, model.max_model_len)
         return engine_pb2.GenerateRequest(
@@ -118,6 +119,15 @@ class ChatService:
             max_tokens=max_new_tokens(request, len(prompt), model.max_model_len),
             deadline_unix_s=deadline_unix_s,
         )
+
+    async def _model(self, deadline_unix_s: float | None) -> engine_pb2.ModelInfo:
+        """The workers keep deadlines, but while none has ever answered, a request would wait here without end."""
+        timeout_s = None if deadline_unix_s is None else max(0.0, deadline_unix_s - time.time())
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.models.get()
+        except TimeoutError:
+            raise DeadlineExceeded() from None
 
     def _render(self, request: ChatRequest, max_model_len: int) -> list[int]:
         conversation = Conversation(

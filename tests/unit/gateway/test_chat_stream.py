@@ -2,12 +2,13 @@
 
 import asyncio
 import gc
+import time
 from collections.abc import AsyncGenerator
 
 import pytest
 from tests.support.chat import ANSWER, encode, eventually
 
-from chorus_cluster.errors import ChorusError, ModelNotFound, RequestFailed, Unavailable
+from chorus_cluster.errors import ChorusError, DeadlineExceeded, ModelNotFound, RequestFailed, Unavailable
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway import stream as stream_module
 from chorus_cluster.gateway.chat import ChatService
@@ -204,6 +205,29 @@ async def test_nothing_runs_after_any_kind_of_end(service: ChatService, engine: 
     counted = outcomes(service)
     assert sum(counted.values()) == 200
     assert set(counted) == {"stop", "client_left", ModelNotFound.code}
+
+
+async def test_deadline_holds_while_no_worker_has_ever_answered() -> None:
+    class Silent(FakeEngineClient):
+        async def model_info(self) -> engine_pb2.ModelInfo:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    service = ChatService(Silent([]))
+    with pytest.raises(DeadlineExceeded):
+        await asyncio.wait_for(service.start(REQUEST, deadline_unix_s=time.time() + 0.02), 5)
+    with pytest.raises(DeadlineExceeded):
+        await asyncio.wait_for(service.start(REQUEST, deadline_unix_s=time.time() - 1), 5)
+    assert outcomes(service) == {"deadline_exceeded": 2}
+
+
+async def test_time_to_first_token_needs_a_token(service: ChatService, engine: FakeEngineClient) -> None:
+    engine.script = []
+    engine.finish_reason = engine_pb2.FINISH_REASON_DEADLINE
+    with pytest.raises(DeadlineExceeded):
+        await service.start(REQUEST)
+    count = service.metrics.registry.get_sample_value("chorus_gateway_time_to_first_token_seconds_count")
+    assert count == 0
 
 
 async def test_model_info_is_asked_once() -> None:
