@@ -197,6 +197,22 @@ class ClusterConfig(AppConfig):
 ConfigT = TypeVar("ConfigT", bound=AppConfig)
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML forbids a key to stand twice in one mapping; PyYAML would take the last and say nothing."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value!r} stands here twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return node
+
+
 def parse(values: object, schema: type[ConfigT]) -> ConfigT:
     """Checks a mapping (of YAML or of a Serve config's args) against a schema.
 
@@ -219,10 +235,12 @@ def load(path: Path | None, overrides: Mapping[str, object]) -> ClusterConfig:
     values: object = {}
     if path is not None:
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            # A SafeLoader, all the same.
+            values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
         except OSError as error:
             raise ConfigError(f"can't read {path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # PyYAML lets the last two through, for dates and integers that look like some and are none.
+        except (yaml.YAMLError, ValueError, IndexError) as error:
             raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         values = {} if values is None else values
     try:
@@ -253,6 +271,8 @@ def _put(values: dict[Any, Any], path: list[str], value: object) -> None:
 def _describe(schema: type, details: Any) -> str:
     location = [str(part) for part in details["loc"]]
     path = ".".join(location)
+    if details["type"] == "dataclass_type":
+        return f"{path}: must be a section (found {details['input']!r})"
     if details["type"] != "unexpected_keyword_argument":
         return f"{path}: {_lower_first(details['msg'])} (found {details['input']!r})"
     known = _keys_at(schema, location[:-1])

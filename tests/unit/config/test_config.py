@@ -46,6 +46,12 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
         ("workers: {merge_interval_s: .inf}", "workers.merge_interval_s: input should be a finite number"),
         ("- 1", "must be a mapping of sections, not list"),
         ("model: [", "is not valid YAML"),
+        ("model: {name: 2026-13-01}", "is not valid YAML: month must be in 1..12"),
+        ("http: {port: !!int ''}", "is not valid YAML"),
+        ("workers: {replicas: 2}\nhttp: {}\nworkers: {shards: 2}", "the key 'workers' stands here twice"),
+        ("http: {port: 1, port: 2}", "the key 'port' stands here twice"),
+        ("workers:", "workers: must be a section (found None)"),
+        ("workers: {kv: 3}", "workers.kv: must be a section (found 3)"),
     ],
 )
 def test_a_bad_file_is_refused_by_the_key_s_name(tmp_path: Path, text: str, message: str) -> None:
@@ -55,6 +61,13 @@ def test_a_bad_file_is_refused_by_the_key_s_name(tmp_path: Path, text: str, mess
         load(file, {})
     assert message in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def test_merge_keys_may_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "chorus.yaml"
+    file.write_text("gateway: &each {replicas: 2, num_cpus: 0.5}\nworkers: {<<: *each, replicas: 3}\n")
+    config = load(file, {})
+    assert (config.workers.replicas, config.workers.num_cpus, config.gateway.replicas) == (3, 0.5, 2)
 
 
 def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
