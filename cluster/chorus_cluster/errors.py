@@ -37,6 +37,9 @@ from typing import Any, ClassVar
 
 import grpc
 
+# Characters of a client's own text that an error quotes.
+_MAX_SHOWN_NAME = 200
+
 
 class ChorusError(Exception):
     """Base of all of them. `message` goes to the client word for word, so it never quotes an unknown exception."""
@@ -99,7 +102,8 @@ class ModelNotFound(RequestError):
 
     def __init__(self, model: str) -> None:
         super().__init__(model)
-        self.message = f"The model {model!r} does not exist here; GET /v1/models lists those that do."
+        # Shortened: gRPC carries the message in trailers, which have room for some 8 kB.
+        self.message = f"The model {model[:_MAX_SHOWN_NAME]!r} does not exist here; GET /v1/models lists those that do."
 
 
 class PayloadTooLarge(RequestError):

@@ -176,6 +176,14 @@ async def test_models(chat_stub: Stub, service: ChatService) -> None:
     assert (model.id, model.max_model_len, model.owned_by) == ("fake-model", 4096, "chorus")
 
 
+async def test_a_long_model_name_does_not_drown_the_status(chat_stub: Stub) -> None:
+    request = chat_pb2.ChatCompletionRequest(model="é" * 100_000, messages=REQUEST.messages)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await chat_stub.CreateChatCompletion(request)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert "'ééé" in str(caught.value.details())
+
+
 async def test_timeout_metadata(chat_stub: Stub, engine: FakeEngineClient) -> None:
     await chat_stub.CreateChatCompletion(REQUEST, metadata=[("x-request-timeout-s", "5")])
     assert engine.requests[0].HasField("deadline_unix_s")
