@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from chorus_cluster.errors import ChorusError, InvalidRequest, ModelNotFound
 from chorus_cluster.gateway import http_models as wire
@@ -30,6 +30,17 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     500: {"model": wire.ErrorBody, "description": "The request failed."},
     503: {"model": wire.ErrorBody, "description": "No worker can take the request."},
     504: {"model": wire.ErrorBody, "description": f"The time that {TIMEOUT_HEADER} gave has passed."},
+}
+_EVENT_STREAM = {
+    "text/event-stream": {
+        "schema": {"type": "string", "description": "With `stream`: OpenAI's `chat.completion.chunk` objects."}
+    }
+}
+_TIMEOUT_PARAMETER = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "description": "Seconds after which the request ends, answered or not.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 
 
@@ -60,8 +71,11 @@ def _add_chat_route(app: FastAPI, service: ChatService, max_body_bytes: int) -> 
     @app.post(
         "/v1/chat/completions",
         response_model=None,
-        responses={200: {"model": wire.ChatCompletion}, **_ERRORS},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _BODY_REF}}}},
+        responses={200: {"model": wire.ChatCompletion, "content": _EVENT_STREAM}, **_ERRORS},
+        openapi_extra={
+            "requestBody": {"required": True, "content": {"application/json": {"schema": _BODY_REF}}},
+            "parameters": [_TIMEOUT_PARAMETER],
+        },
         tags=["chat"],
         summary="Create a chat completion",
     )
@@ -88,7 +102,12 @@ def _deadline(request: Request) -> float | None:
 
 
 def _add_model_routes(app: FastAPI, service: ChatService) -> None:
-    @app.get("/v1/models", response_model=None, responses={200: {"model": wire.ModelList}}, tags=["models"])
+    @app.get(
+        "/v1/models",
+        response_model=None,
+        responses={200: {"model": wire.ModelList}, 503: _ERRORS[503]},
+        tags=["models"],
+    )
     async def list_models() -> Response:
         info = await service.models.get()
         return json_response({"object": "list", "data": [_model_body(info, service.started_at)]})
@@ -96,7 +115,7 @@ def _add_model_routes(app: FastAPI, service: ChatService) -> None:
     @app.get(
         "/v1/models/{model:path}",
         response_model=None,
-        responses={200: {"model": wire.Model}, 404: _ERRORS[404]},
+        responses={200: {"model": wire.Model}, 404: _ERRORS[404], 503: _ERRORS[503]},
         tags=["models"],
     )
     async def get_model(model: str) -> Response:
@@ -125,7 +144,7 @@ def _add_operations_routes(
         await service.check_health()
         return json_response({"status": "ok"})
 
-    @app.get("/metrics", response_model=None, tags=["operations"])
+    @app.get("/metrics", response_model=None, response_class=PlainTextResponse, tags=["operations"])
     async def metrics() -> Response:
         """Prometheus' text format."""
         page = service.metrics.exposition() if metrics_page is None else await metrics_page()
@@ -147,12 +166,18 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's schema, with the body of chat completions, which we parse ourselves."""
+    """FastAPI's schema, with the body of chat completions, which we parse ourselves, and without errors of its own."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         body = wire.ChatCompletionBody.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(body.pop("$defs"))
         schemas["ChatCompletionRequest"] = body
+        # FastAPI names these wherever a path has a parameter; ours are any string.
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
         app.openapi_schema = schema
     return app.openapi_schema

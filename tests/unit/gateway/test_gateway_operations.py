@@ -114,3 +114,16 @@ async def test_openapi_resolves(http: httpx.AsyncClient) -> None:
     assert len(found) > 5
     assert {reference.removeprefix("#/components/schemas/") for reference in found} <= set(components)
     assert (await http.get("/docs")).status_code == 200
+
+
+async def test_openapi_says_what_is_answered(http: httpx.AsyncClient) -> None:
+    schema = (await http.get("/openapi.json")).json()
+    paths = schema["paths"]
+    chat = paths["/v1/chat/completions"]["post"]
+    assert set(chat["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert [(p["in"], p["name"]) for p in chat["parameters"]] == [("header", "x-request-timeout-s")]
+    assert set(paths["/metrics"]["get"]["responses"]["200"]["content"]) == {"text/plain"}
+    assert set(paths["/v1/models/{model}"]["get"]["responses"]) == {"200", "404", "503"}
+    assert set(paths["/v1/models"]["get"]["responses"]) == {"200", "503"}
+    # FastAPI's own errors, which no route of ours answers.
+    assert not [name for name in schema["components"]["schemas"] if "ValidationError" in name]
