@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
+# What a run itself adds is no change of what it measures.
+_CHANGED = ("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
 _PACKAGES = ("ray", "grpcio", "fastapi", "uvicorn", "openai-harmony", "torch")
 
 
@@ -16,7 +18,7 @@ def environment() -> dict[str, object]:
     """Commit, machine, versions, date, and how busy the machine was."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git(*_CHANGED) else ""),
         "machine": f"{_cpu_model()}, {os.cpu_count()} cores",
         "load_average": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},

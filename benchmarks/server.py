@@ -1,6 +1,7 @@
 """A cluster of its own for a benchmark, started as users start it: `chorus serve`."""
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -47,8 +48,13 @@ def serve(config: dict[str, dict[str, object]]) -> Iterator[Server]:
             yield Server(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", process.pid, time.monotonic() - started_at)
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(_STOP_TIMEOUT_S)
-            log.close()
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+            finally:
+                log.close()
 
 
 def free_ports(count: int) -> list[int]:
