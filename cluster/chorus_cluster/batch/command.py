@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,8 @@ from chorus_cluster.batch.survey import Survey, survey_input
 _EXIT_SIGNALLED = 128
 _EXIT_FAILED = 1
 _REFRESH_S = 0.2
+# Where no bar can be drawn (a log file), a line in its place.
+_REPORT_INTERVAL_S = 30.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -67,7 +70,7 @@ def batch(
             survey = survey_input(input_path, options.limits.max_line_bytes)
         stopped_by = asyncio.run(_run(options, survey, console))
     except BatchError as error:
-        console.print(f"chorus batch: {error}.", markup=False, highlight=False, soft_wrap=True)
+        _print(console, f"chorus batch: {error}.")
         raise typer.Exit(_EXIT_FAILED) from None
     except KeyboardInterrupt:
         stopped_by = signal.SIGINT
@@ -132,11 +135,15 @@ async def _run_with_progress(runner: Runner, console: Console) -> bool:
         bar = progress.add_task("", total=runner.counts.num_rows, completed=runner.counts.num_done, rate="")
 
         async def refresh() -> None:
+            reported_at = time.monotonic()
             while True:
                 counts = runner.counts
                 speed = progress.tasks[0].speed
                 rate = f"{speed:.1f} rows/s" if speed else ""
                 progress.update(bar, completed=counts.num_done, rate=rate, description=_remarks(counts))
+                if not console.is_terminal and time.monotonic() - reported_at >= _REPORT_INTERVAL_S:
+                    reported_at = time.monotonic()
+                    _print(console, f"{counts.num_done} of {counts.num_rows} rows. {_remarks(counts)}")
                 await asyncio.sleep(_REFRESH_S)
 
         refreshing = asyncio.create_task(refresh())
@@ -155,4 +162,9 @@ def _remarks(counts: Counts) -> str:
 def _summarize(counts: Counts, path: Path, console: Console) -> None:
     done = f"{counts.num_done} of {counts.num_rows} rows are in {path}, {counts.num_failed} of them failed."
     rest = "" if counts.is_complete else " The same command goes on from here."
-    console.print(done + rest, markup=False, highlight=False, soft_wrap=True)
+    _print(console, done + rest)
+
+
+def _print(console: Console, text: str) -> None:
+    """Paths and messages as they are: no markup, no colors, no wrapping."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

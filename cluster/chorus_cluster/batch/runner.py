@@ -34,8 +34,8 @@ _OVERLOADED_STATUS = 429
 class RetryPolicy:
     """How trouble is waited out. Delays double from `first_delay_s` to `max_delay_s`, with jitter.
 
-    A row that has failed `max_attempts` times while the server is ready is given up on, and the last answer is its
-    record. A server that has given nothing but trouble for `patience_s` and isn't ready ends the run.
+    A row that has failed `max_attempts` times is given up on if the server is there, and the last answer is its record.
+    A server that has given nothing but trouble for `patience_s` and isn't ready ends the run.
     """
 
     max_attempts: int = 12
@@ -197,7 +197,9 @@ class Runner:
             if isinstance(reply, Reply) and reply.status not in _RETRYABLE_STATUSES:
                 self._end_trouble()
                 return self._record_reply(number, request, reply)
-            if attempt >= self._policy.max_attempts and await self._sender.is_ready():
+            # Who refuses for overload is there, whatever its health says.
+            is_tried = attempt >= self._policy.max_attempts
+            if is_tried and (_is_overload(reply) or await self._sender.is_ready()):
                 return self._give_up(number, request, reply)
             await self._wait_out(attempt, reply)
 
@@ -205,7 +207,7 @@ class Runner:
         self.counts.num_retries += 1
         now = time.monotonic()
         self.counts.trouble = _describe(reply)
-        if isinstance(reply, Reply) and reply.status == _OVERLOADED_STATUS:
+        if _is_overload(reply):
             self._trouble_since = None  # busy is not gone
         elif self._trouble_since is None:
             self._trouble_since = now
@@ -266,6 +268,10 @@ def _first(errors: ExceptionGroup[BatchError]) -> BatchError:
         error = error.exceptions[0]
     assert isinstance(error, BatchError)
     return error
+
+
+def _is_overload(reply: Reply | Unreachable) -> bool:
+    return isinstance(reply, Reply) and reply.status == _OVERLOADED_STATUS
 
 
 def _describe(reply: Reply | Unreachable) -> str:

@@ -214,6 +214,16 @@ async def test_overload_is_not_taken_for_absence(tmp_path: Path) -> None:
     assert is_complete
 
 
+async def test_a_row_that_is_always_refused_for_overload_is_given_up(tmp_path: Path) -> None:
+    async def behavior(name: str, time: int) -> Reply:
+        return Reply(429, b'{"error": {}}')
+
+    write_rows(tmp_path / "IN.jsonl", [batch_row("a")])
+    is_complete, records = await run_job(tmp_path, FakeServer(behavior, is_ready=False))
+    assert is_complete
+    assert statuses(records) == {"a": 429}
+
+
 async def test_stop_finishes_what_is_under_way_and_starts_nothing(tmp_path: Path) -> None:
     release = asyncio.Event()
 
