@@ -114,6 +114,22 @@ def test_only_chunks_that_ask_get_a_token(runner: ReferenceRunner) -> None:
     assert runner.run(Batch([])).sampled == []
 
 
+def test_subnormal_numbers_are_zero_within_a_step_only(runner: ReferenceRunner) -> None:
+    """Unpacking MXFP4 needs them; attention is slow with them."""
+    seen = []
+
+    def experts(x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        seen.append(float(torch.full((64,), 1e-20).mul(1e-20).sum()))
+        return x
+
+    ops = runner._transformer.ops
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "experts", experts)
+        runner.run(Batch([Request(0, runner, [1]).chunk([1])]))
+    assert seen == [0.0] * SHAPE.num_layers
+    assert float(torch.full((64,), 1e-20).mul(1e-20).sum()) > 0
+
+
 def test_a_model_without_window_layers_and_one_with_nothing_else(tmp_path: Path) -> None:
     for kind in ("full_attention", "sliding_attention"):
         shape = Shape(num_layers=2, window=6, vocab_size=83, overrides={"layer_types": [kind] * 2})
