@@ -46,7 +46,7 @@ def chat(
                 answer_one(client, options, [{"role": "user", "content": question}], console)
             else:
                 converse(client, options, console)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         _fail(console, f"can't reach {url}: {str(error) or type(error).__name__}")
     except ChatFailed as error:
         _fail(console, str(error))
@@ -59,7 +59,10 @@ def first_model(client: httpx.Client) -> str:
     response = client.get("/v1/models")
     if response.status_code != httpx.codes.OK:
         raise ChatFailed(_reason(response))
-    return str(response.json()["data"][0]["id"])
+    try:
+        return str(response.json()["data"][0]["id"])
+    except (ValueError, LookupError, TypeError):
+        raise ChatFailed(f"{client.base_url} lists no model: is it a server of this API?") from None
 
 
 def converse(client: httpx.Client, options: dict[str, object], console: Console) -> None:

@@ -169,3 +169,17 @@ def test_an_absent_server_is_one_line() -> None:
     result = runner.invoke(app, ["chat", "Hello", "--url", f"http://127.0.0.1:{port}"])
     assert result.exit_code == 1
     assert result.output.startswith(f"chorus chat: can't reach http://127.0.0.1:{port}: ")
+
+
+@pytest.mark.parametrize("body", ["<html>", "[]", '{"data": []}', '{"data": [{}]}'])
+def test_a_server_of_another_kind_is_one_line(body: str) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
+    client = httpx.Client(transport=transport, base_url="http://server")
+    with client, pytest.raises(chat.ChatFailed, match="http://server lists no model"):
+        chat.first_model(client)
+
+
+def test_an_address_that_is_none_is_one_line() -> None:
+    result = runner.invoke(app, ["chat", "Hello", "--url", "http://[::"])
+    assert result.exit_code == 1
+    assert result.output.startswith("chorus chat: can't reach http://[::: ")
