@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import contextvars
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -197,6 +198,44 @@ async def test_a_resumed_stream_waits_for_room_since_its_client_has_bytes_alread
     assert ids(await collect(workers.client(), request())) == [10, 11]
 
 
+async def test_each_attempt_is_a_call_of_its_own_to_serve() -> None:
+    # Serve keeps the id of the HTTP request in a context variable, and makes the id of the call from it.
+    of_the_http_request = contextvars.ContextVar("of_the_http_request", default="none")
+    of_the_http_request.set("http")
+    seen: list[str] = []
+    workers = FakeWorkers([tokens(10), lost()], [tokens(11, finish=2)])
+
+    def generate(asked: engine_pb2.GenerateRequest) -> FakeStream:
+        seen.append(of_the_http_request.get())
+        return workers.generate(asked)
+
+    client = ServeEngineClient(generate, workers.model_info, RetryPolicy(max_attempts=2))
+    assert ids(await collect(client, request())) == [10, 11]
+    assert seen == ["none", "none"]
+
+
+async def test_waits_double_up_to_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("chorus_cluster.routing.client.asyncio.sleep", sleep)
+    draining = refusal("UNAVAILABLE")
+    workers = FakeWorkers([draining], [tokens(10), lost()], [draining], [draining], [tokens(11, finish=2)])
+    policy = RetryPolicy(max_attempts=5, backoff_s=0.1, max_backoff_s=0.5)
+    client = ServeEngineClient(workers.generate, workers.model_info, policy)
+    assert ids(await collect(client, request())) == [10, 11]
+    # A worker that died was not busy: the next one is asked at once.
+    assert waits == [0.1, 0.4, 0.5]
+
+
+async def test_a_request_that_came_resumed_counts_on() -> None:
+    workers = FakeWorkers([tokens(10), lost()], [tokens(11, finish=2)])
+    await collect(workers.client(), request(num_resumed_tokens=2, max_tokens=9))
+    assert workers.requests[1].num_resumed_tokens == 3
+
+
 async def test_serve_s_own_backpressure_is_an_overload() -> None:
     workers = FakeWorkers([BackPressureError(1, 1, retry_after_s=3.0)])
     with pytest.raises(Overloaded) as caught:
@@ -293,6 +332,19 @@ async def test_a_deadline_is_kept_even_if_no_worker_answers(monkeypatch: pytest.
     await asyncio.sleep(0.01)
     assert workers.streams[0].num_cancels == 1
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_deadline_ahead_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chorus_cluster.routing.client._DEADLINE_GRACE_S", 0.0)
+
+    class Late(FakeStream):
+        async def __anext__(self) -> engine_pb2.GenerateResponse:
+            await asyncio.sleep(0.02)
+            return await super().__anext__()
+
+    workers = FakeWorkers()
+    workers.streams = [Late([tokens(10, finish=2)])]
+    assert ids(await collect(workers.client(), request(deadline_unix_s=time.time() + 30))) == [10]
 
 
 async def test_the_model_is_asked_of_another_worker_when_one_dies() -> None:
