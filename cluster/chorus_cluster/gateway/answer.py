@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterable
 
-from chorus_cluster.errors import DeadlineExceeded, RequestFailed, Unavailable
+from chorus_cluster.errors import ChorusError, DeadlineExceeded, RequestFailed, Unavailable
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.logprobs import LogprobQueue
 from chorus_cluster.gateway.stop_strings import StopStrings
@@ -19,7 +19,8 @@ def new_tool_call_id() -> str:
 class AnswerAssembler:
     """Parses harmony, matches stop strings, pairs log probabilities with text, and counts.
 
-    Feed it every response of the engine until `finished`; it is pure and knows neither tasks nor clocks.
+    Feed it every response of the engine until `finished` or `failure` is set; it is pure and knows neither tasks nor
+    clocks.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class AnswerAssembler:
         self._num_tokens = 0
         self._num_cached_tokens = 0
         self.finished: ev.Finished | None = None
+        # Why the engine ended the request without a whole answer; to be raised after the events so far.
+        self.failure: ChorusError | None = None
 
     @property
     def usage(self) -> ev.Usage:
@@ -57,10 +60,7 @@ class AnswerAssembler:
         return dict(self._parser.repairs)
 
     def feed(self, response: engine_pb2.GenerateResponse) -> list[ev.Event]:
-        """Returns the events of one engine response; the last one of all is `Finished`.
-
-        Errors: `DeadlineExceeded`, `RequestFailed`, `Unavailable` where the engine ended the request without an answer.
-        """
+        """Returns the events of one engine response; the last one of all is `Finished`, unless `failure` is set."""
         if self._num_tokens == 0:
             self._num_cached_tokens = response.num_cached_tokens
         if self._logprobs is not None:
@@ -72,11 +72,13 @@ class AnswerAssembler:
         reason = response.finish_reason
         if not reason:
             return events
-        _raise_if_failed(reason)
         events += self._to_events(self._parser.finish())
         if self._stop.matched:
             return self._finish(events, "stop")
         self._append_answer(events, self._stop.finish(), is_last=True)
+        self.failure = _failure_of(reason)
+        if self.failure is not None:
+            return events
         if reason == engine_pb2.FINISH_REASON_LENGTH:
             return self._finish(events, "length")
         return self._finish(events, "tool_calls" if self._parser.num_tool_calls else "stop")
@@ -114,10 +116,11 @@ class AnswerAssembler:
             events.append(ev.Answer(text, logprobs))
 
 
-def _raise_if_failed(reason: "engine_pb2.FinishReason.ValueType") -> None:
+def _failure_of(reason: "engine_pb2.FinishReason.ValueType") -> ChorusError | None:
     if reason == engine_pb2.FINISH_REASON_DEADLINE:
-        raise DeadlineExceeded()
+        return DeadlineExceeded()
     if reason == engine_pb2.FINISH_REASON_ERROR:
-        raise RequestFailed()
+        return RequestFailed()
     if reason == engine_pb2.FINISH_REASON_ABORT:
-        raise Unavailable("The worker ended the request.")
+        return Unavailable("The worker ended the request.")
+    return None

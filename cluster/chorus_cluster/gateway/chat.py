@@ -93,6 +93,8 @@ class ChatService:
             if first.token_ids:
                 timer.on_message()
             events = assembler.feed(first)
+            if assembler.failure is not None:
+                raise assembler.failure
         except (Exception, asyncio.CancelledError):
             await close_responses(responses)
             raise

@@ -98,6 +98,8 @@ class ChatStream:
                 if events:
                     self._events += events
                     self._has_news.set()
+                if assembler.failure is not None:
+                    raise assembler.failure
             outcome = assembler.finished.reason
         except (Exception, asyncio.CancelledError) as error:
             outcome = outcome_of(error)

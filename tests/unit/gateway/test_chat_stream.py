@@ -1,6 +1,7 @@
 """Clients that leave or are slow, seen from the service: nothing is lost, nothing goes on running."""
 
 import asyncio
+import dataclasses
 import gc
 import time
 from collections.abc import AsyncGenerator
@@ -158,6 +159,33 @@ async def test_errors_come_after_the_events_before_them(service: ChatService, en
             text += "".join(event.text for event in events if isinstance(event, ev.Answer))
     assert text == "Hello there, friend."
     assert outcomes(service) == {"request_failed": 1}
+    await stream.aclose()
+
+
+async def test_tokens_beside_a_failure_are_delivered_before_it(service: ChatService, engine: FakeEngineClient) -> None:
+    engine.script = encode("<|channel|>final<|message|>Hello there, fr")
+    engine.tokens_per_message = 100
+    engine.finish_reason = engine_pb2.FINISH_REASON_DEADLINE
+    # What the stop string holds back isn't lost either.
+    stream = await service.start(dataclasses.replace(REQUEST, stop=("friend",)))
+    text = ""
+    with pytest.raises(DeadlineExceeded):
+        async for events in stream:
+            text += "".join(event.text for event in events if isinstance(event, ev.Answer))
+    assert text == "Hello there, fr"
+    assert outcomes(service) == {"deadline_exceeded": 1}
+    await stream.aclose()
+
+
+async def test_an_answer_that_a_stop_string_ended_has_not_failed(
+    service: ChatService, engine: FakeEngineClient
+) -> None:
+    engine.script = encode("<|channel|>final<|message|>Hello there, fr")
+    engine.tokens_per_message = 100
+    engine.finish_reason = engine_pb2.FINISH_REASON_DEADLINE
+    stream = await service.start(dataclasses.replace(REQUEST, stop=(", fr",)))
+    completion = await collect(stream)
+    assert (completion.content, completion.finished.reason) == ("Hello there", "stop")
     await stream.aclose()
 
 
