@@ -91,6 +91,14 @@ def test_a_retry_goes_to_a_worker_that_has_not_had_the_request(ledger: LoadLedge
     assert ledger.rank(["a"], "request") == ["a"]
 
 
+def test_only_the_latest_requests_are_remembered(ledger: LoadLedger) -> None:
+    ledger.assign("busy", "b", 10_000)
+    for i in range(5000):
+        ledger.remember(f"request{i}", "a")
+    assert ledger.rank(["a", "b"], "request4999") == ["b", "a"]
+    assert ledger.rank(["a", "b"], "request0") == ["a", "b"]
+
+
 def test_workers_that_are_gone_are_forgotten(ledger: LoadLedger) -> None:
     ledger.assign("call", "a", 50)
     ledger.keep_only({"b"})
