@@ -49,7 +49,7 @@ class HttpSender:
     async def send(self, body: bytes) -> Reply:
         try:
             response = await self._client.post(self.url + CHAT_COMPLETIONS_URL, content=body)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Unreachable(self._describe(error)) from error
         return Reply(
             response.status_code,
@@ -61,7 +61,7 @@ class HttpSender:
     async def is_ready(self) -> bool:
         try:
             response = await self._client.get(f"{self.url}/health", timeout=_HEALTH_TIMEOUT_S)
-        except httpx.TransportError:
+        except httpx.RequestError:
             return False
         return response.status_code == httpx.codes.OK
 
@@ -76,14 +76,14 @@ class HttpSender:
             raise ServerRefused(f"{self.url} is not an address: it must begin with http:// or https://") from error
         except httpx.InvalidURL as error:
             raise ServerRefused(f"{self.url} is not an address: {error}") from error
-        except httpx.TransportError:
+        except httpx.RequestError:
             return
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise ServerRefused(f"{self.url} refuses this API key (status {response.status_code})")
         if 300 <= response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
             raise ServerRefused(f"{self.url} is not a Chorus server: GET /v1/models answers {response.status_code}")
 
-    def _describe(self, error: httpx.TransportError) -> str:
+    def _describe(self, error: httpx.RequestError) -> str:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return f"can't connect to {self.url}"
         if isinstance(error, httpx.TimeoutException):

@@ -34,6 +34,7 @@ async def test_a_strange_retry_after_is_none(value: str) -> None:
     [
         (httpx.ConnectError("x"), "can't connect to http://server:8000"),
         (httpx.ReadTimeout("x"), "http://server:8000 does not answer in time"),
+        (httpx.DecodingError("x"), "the connection to http://server:8000 broke"),
         (httpx.RemoteProtocolError("x"), "the connection to http://server:8000 broke"),
     ],
 )
