@@ -55,7 +55,7 @@ protos: $(VENV)/.installed-dev  ## Writes the protobuf code anew.
 	@PYTHON=$(abspath $(BIN)/python) PATH="$(abspath $(BIN)):$$PATH" protos/generate.sh
 
 demo-eval: $(VENV)/.installed  ## Asks the demo model 1,000 held-out questions through a running server of its own.
-	@$(BIN)/python demo/eval.py $(ARGS)
+	@$(BIN)/python -m demo.eval $(ARGS)
 
 bench-gateway: $(VENV)/.installed  ## CPU per streamed token, tokens per core, added time to first token.
 	@$(BIN)/python benchmarks/gateway.py $(ARGS)

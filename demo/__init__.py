@@ -1,0 +1,1 @@
+"""The built-in demo model: how its conversations are generated, and how it is trained, packed and checked."""

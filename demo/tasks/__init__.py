@@ -1,0 +1,1 @@
+"""The tasks that the demo model learns, a file for each kind."""
