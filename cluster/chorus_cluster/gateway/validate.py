@@ -5,8 +5,6 @@ What concerns the conversation itself (roles, names, tool results that answer no
 in `chorus_cluster.harmony`.
 """
 
-import math
-
 from chorus_cluster.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_protos.v1 import engine_pb2
@@ -110,7 +108,7 @@ def _check_sampling(request: ChatRequest, vocab_size: int) -> None:
     for token_id, bias in request.logit_bias.items():
         if not 0 <= token_id < vocab_size:
             raise InvalidRequest("logit_bias", f"names token {token_id}; the vocabulary ends at {vocab_size - 1}")
-        if not math.isfinite(bias) or not -100 <= bias <= 100:
+        if not -100 <= bias <= 100:  # NaN too
             raise InvalidRequest(f"logit_bias.{token_id}", "must be from -100 to 100")
 
 
