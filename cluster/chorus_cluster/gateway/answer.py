@@ -75,7 +75,7 @@ class AnswerAssembler:
         events += self._to_events(self._parser.finish())
         if self._stop.matched:
             return self._finish(events, "stop")
-        self._append_answer(events, self._stop.finish(), is_last=True)
+        self._append_answer(events, self._stop.finish())
         self.failure = _failure_of(reason)
         if self.failure is not None:
             return events
@@ -108,10 +108,10 @@ class AnswerAssembler:
                 events.append(ev.ToolCallStart(delta.index, self._new_id(), delta.name))
         return events
 
-    def _append_answer(self, events: list[ev.Event], text: str, *, is_last: bool = False) -> None:
+    def _append_answer(self, events: list[ev.Event], text: str) -> None:
         logprobs: tuple[ev.Logprob, ...] = ()
         if self._logprobs is not None:
-            logprobs = self._logprobs.pop_shown(text, is_last=is_last)
+            logprobs = self._logprobs.pop_shown(text)
         if text or logprobs:
             events.append(ev.Answer(text, logprobs))
 

@@ -48,11 +48,14 @@ class LogprobQueue:
             last = token_indices[-1]
             self._by_index = {index: held for index, held in self._by_index.items() if index > last}
 
-    def pop_shown(self, text: str, *, is_last: bool) -> tuple[ev.Logprob, ...]:
-        """The entries due with the next `text` that is shown; all that are left if it is the last."""
+    def pop_shown(self, text: str) -> tuple[ev.Logprob, ...]:
+        """The entries due with the next `text` that is shown; with the answer's last text, all that are left.
+
+        No token begins behind the text that it is part of: what isn't UTF-8 takes no less room as U+FFFD.
+        """
         self._num_shown += len(text.encode())
         shown: list[ev.Logprob] = []
-        while self._waiting and (is_last or self._waiting[0][0] < self._num_shown):
+        while self._waiting and self._waiting[0][0] < self._num_shown:
             shown.append(_to_logprob(self._waiting.popleft()[1]))
         return tuple(shown)
 
