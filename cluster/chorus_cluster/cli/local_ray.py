@@ -50,8 +50,9 @@ class LocalRay:
         self._children: dict[int, psutil.Process] = {}
 
     @property
-    def logs(self) -> Path:
-        return self._folder / "session_latest" / "logs"
+    def logs(self) -> str:
+        """Where to look when something fails."""
+        return str(self._folder / "session_latest" / "logs")
 
     def __enter__(self) -> Self:
         check_ports(self._config)
@@ -111,6 +112,10 @@ class JoinedRay:
 
     def __init__(self, address: str) -> None:
         self._address = address
+
+    @property
+    def logs(self) -> str:
+        return "on the cluster's nodes, by default in /tmp/ray/session_latest/logs"
 
     def __enter__(self) -> Self:
         _check_reachable(self._address)

@@ -59,10 +59,15 @@ def _serve(config: ClusterConfig, console: Console) -> None:
         with Progress(console) as progress:
             address = config.ray.address
             progress("Starting Ray" if address is None else f"Joining the Ray cluster at {address}")
-            with LocalRay(config) if address is None else JoinedRay(address):
+            with LocalRay(config) if address is None else JoinedRay(address) as ray_cluster:
                 # Ray has installed handlers of its own.
                 _raise_on_signals()
-                _run(config, console, progress)
+                try:
+                    _run(config, console, progress)
+                except StartError:
+                    progress.end()
+                    console.print(f"Ray's logs: {ray_cluster.logs}", markup=False)
+                    raise
     except KeyboardInterrupt:
         console.print("Ended.")
 
@@ -79,6 +84,10 @@ def _run(config: ClusterConfig, console: Console, progress: "Progress") -> None:
         _announce(config, answer, console)
         while True:
             signal.pause()
+    except StartError:
+        if config.ray.address is not None:
+            shut_down(is_ours=False)
+        raise
     except KeyboardInterrupt:
         # A second one gets out of here, and what still runs is cut off.
         progress("Draining; Ctrl-C once more ends it at once")

@@ -16,7 +16,8 @@ from chorus_cluster.gateway.health import HealthMethods
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.gateway.metrics import GatewayMetrics
 from chorus_cluster.harmony.warm_up import warm_up
-from chorus_cluster.routing.client import RetryPolicy, ServeEngineClient
+from chorus_cluster.routing.client import ServeEngineClient
+from chorus_cluster.routing.retries import RetryPolicy
 
 
 class GatewayReplica(GrpcChatMethods, HealthMethods):

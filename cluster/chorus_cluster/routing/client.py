@@ -5,13 +5,13 @@ its worker dies, drains or is full, the next attempt goes to another one and car
 prompt; random numbers depend on seed and position alone, so the answer goes on as if nothing had happened.
 
     what an attempt meets                      before the first token      after it
-    -----------------------------------------  -------------------------   -------------------------
+    -----------------------------------------  -------------------------   -------------------------------
     worker dies, connection breaks             next attempt, at once       next attempt, at once
     refusal: unavailable (drains, has failed)  next attempt, after a wait  next attempt, after a wait
     refusal: overloaded                        one other worker, then 429  next attempt, after a wait
-    too many wait in this gateway              429                         next attempt, after a wait
+    too many wait in this gateway              another try, then 429       next attempt, after a wait
     refusal: invalid argument, deadline        that error                  that error
-    attempts used up                           Unavailable                 Unavailable
+    attempts or patience used up               Unavailable                 Unavailable; Overloaded
 """
 
 import asyncio
@@ -20,19 +20,17 @@ import contextvars
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from chorus_cluster.errors import ChorusError, DeadlineExceeded, InternalError, InvalidRequest, Overloaded, Unavailable
+from chorus_cluster.routing.retries import Retries, RetryPolicy
 from chorus_protos.v1 import engine_pb2
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_RETRY_AFTER_S = 1.0
-# Workers that are asked for room before the client hears that there is none.
-_MAX_OVERLOADED = 2
 # How long a deadline's own finish reason may be late before we stop waiting for it.
 _DEADLINE_GRACE_S = 2.0
 
@@ -45,22 +43,16 @@ class ResponseStream(Protocol):
     def cancel(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    max_attempts: int
-    # Seconds before the second attempt after a refusal; doubles with each.
-    backoff_s: float = 0.1
-    max_backoff_s: float = 2.0
-
-
 class _WorkerLost(Exception):
     """The worker died, the connection to it broke, or its code raised; the message says which."""
 
 
 class _Refused(Exception):
-    def __init__(self, refusal: engine_pb2.Refusal) -> None:
-        super().__init__(refusal.reason)
-        self.refusal = refusal
+    """The worker, or Serve in its stead, didn't take the request."""
+
+    def __init__(self, error: ChorusError) -> None:
+        super().__init__(error.code)
+        self.error = error
 
 
 class ServeEngineClient:
@@ -91,43 +83,29 @@ class ServeEngineClient:
 
     async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncIterator[engine_pb2.GenerateResponse]:
         tokens: list[int] = []
-        num_overloaded = 0
-        for attempt in range(self._policy.max_attempts):
+        retries = Retries(self._policy)
+        while True:
             finish = _finish_of(request, tokens)
             if finish:
                 # The worker died between its last token and saying that it was the last.
                 yield engine_pb2.GenerateResponse(finish_reason=finish)
                 return
             try:
-                attempted = self._attempt(_resumed(request, tokens), is_resumed=bool(tokens))
-                async with contextlib.aclosing(attempted) as responses:
+                attempt = self._attempt(_resumed(request, tokens), is_resumed=bool(tokens))
+                async with contextlib.aclosing(attempt) as responses:
                     async for response in responses:
                         tokens.extend(response.token_ids)
                         yield response
                         if response.finish_reason:
                             return
             except _Refused as refused:
-                num_overloaded += refused.refusal.reason == engine_pb2.REFUSAL_REASON_OVERLOADED
-                error = _error_of(refused.refusal)
-                if not _may_retry(error, resumed=bool(tokens), num_overloaded=num_overloaded):
-                    raise error from None
-                self._on_retry(error.code)
-                if not isinstance(error, Overloaded) or tokens:
-                    await asyncio.sleep(self._backoff_s(attempt))
-            except _WorkerLost as error:
+                wait_s = retries.after_refusal(refused.error, has_tokens=bool(tokens))
+                self._on_retry(refused.error.code)
+                await asyncio.sleep(wait_s)
+            except _WorkerLost as lost:
+                logger.warning("Request %s lost its worker after %d tokens: %s", request.request_id, len(tokens), lost)
+                retries.after_loss()
                 self._on_retry("worker_lost")
-                logger.warning(
-                    "Request %s: lost its worker after %d tokens (%s); attempt %d of %d",
-                    *(request.request_id, len(tokens), error, attempt + 1, self._policy.max_attempts),
-                )
-            except BackPressureError as error:
-                if not tokens:
-                    raise Overloaded(error.retry_after_s or _DEFAULT_RETRY_AFTER_S) from error
-                self._on_retry(Overloaded.code)
-                await asyncio.sleep(self._backoff_s(attempt))
-            except DeploymentUnavailableError as error:
-                raise Unavailable() from error
-        raise Unavailable("The workers that this request was sent to have failed.")
 
     async def _attempt(
         self, request: engine_pb2.GenerateRequest, *, is_resumed: bool
@@ -138,7 +116,7 @@ class ServeEngineClient:
         response = await _first(stream, context, _seconds_left(request))
         try:
             if response.HasField("refusal"):
-                raise _Refused(response.refusal)
+                raise _Refused(_error_of(response.refusal))
             if is_resumed:
                 response.num_cached_tokens = 0
                 response.queue_time_s = 0.0
@@ -147,9 +125,6 @@ class ServeEngineClient:
                 response = await _next(stream)
         finally:
             stream.cancel()
-
-    def _backoff_s(self, attempt: int) -> float:
-        return min(self._policy.backoff_s * 2.0**attempt, self._policy.max_backoff_s)
 
 
 async def _first(
@@ -199,8 +174,10 @@ async def _next(stream: ResponseStream) -> engine_pb2.GenerateResponse:
         response: engine_pb2.GenerateResponse = await stream.__anext__()
     except StopAsyncIteration:
         raise _WorkerLost("its stream ended without a finish reason") from None
-    except (BackPressureError, DeploymentUnavailableError):
-        raise
+    except BackPressureError as error:
+        raise _Refused(Overloaded(error.retry_after_s or _DEFAULT_RETRY_AFTER_S)) from error
+    except DeploymentUnavailableError as error:
+        raise _Refused(Unavailable()) from error
     except Exception as error:  # Whatever escapes from a worker's code arrives here under its own type.
         raise _WorkerLost(type(error).__name__) from error
     return response
@@ -246,9 +223,3 @@ def _error_of(refusal: engine_pb2.Refusal) -> ChorusError:
         case _:
             logger.error("A worker refused a request for an unknown reason: %s", refusal.reason)
             return InternalError()
-
-
-def _may_retry(error: ChorusError, *, resumed: bool, num_overloaded: int) -> bool:
-    if isinstance(error, Overloaded):
-        return resumed or num_overloaded < _MAX_OVERLOADED
-    return isinstance(error, Unavailable)

@@ -11,7 +11,8 @@ from ray.exceptions import ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
 from chorus_cluster.errors import ChorusError, DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
-from chorus_cluster.routing.client import RetryPolicy, ServeEngineClient
+from chorus_cluster.routing.client import ServeEngineClient
+from chorus_cluster.routing.retries import RetryPolicy
 from chorus_protos.v1 import engine_pb2
 
 STOP = 99
@@ -229,11 +230,11 @@ async def test_waits_double_up_to_their_bound(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("chorus_cluster.routing.client.asyncio.sleep", sleep)
     draining = refusal("UNAVAILABLE")
     workers = FakeWorkers([draining], [tokens(10), lost()], [draining], [draining], [tokens(11, finish=2)])
-    policy = RetryPolicy(max_attempts=5, backoff_s=0.1, max_backoff_s=0.5)
+    policy = RetryPolicy(max_attempts=5, backoff_s=0.1, max_backoff_s=0.3)
     client = ServeEngineClient(workers.generate, workers.model_info, policy)
     assert ids(await collect(client, request())) == [10, 11]
     # A worker that died was not busy: the next one is asked at once.
-    assert waits == [0.1, 0.4, 0.5]
+    assert waits == [0.1, 0.2, 0.3]
 
 
 async def test_a_request_that_came_resumed_counts_on() -> None:
@@ -242,8 +243,20 @@ async def test_a_request_that_came_resumed_counts_on() -> None:
     assert workers.requests[1].num_resumed_tokens == 3
 
 
+async def test_a_resumed_stream_s_patience_ends() -> None:
+    full = refusal("OVERLOADED", retry_after_s=2.5)
+    workers = FakeWorkers([tokens(10), lost()], *([full] for _ in range(5)))
+    policy = RetryPolicy(max_attempts=2, backoff_s=0.001, max_backoff_s=0.002, patience_s=0.006)
+    client = ServeEngineClient(workers.generate, workers.model_info, policy)
+    with pytest.raises(Overloaded):
+        await collect(client, request())
+    # 1 + 2 + 2 ms are within 6 ms, another 2 are not: more refusals than attempts, since the client has tokens.
+    assert len(workers.requests) == 1 + 4
+
+
 async def test_serve_s_own_backpressure_is_an_overload() -> None:
-    workers = FakeWorkers([BackPressureError(1, 1, retry_after_s=3.0)])
+    full = BackPressureError(1, 1, retry_after_s=3.0)
+    workers = FakeWorkers([full], [full])
     with pytest.raises(Overloaded) as caught:
         await collect(workers.client(), request())
     assert caught.value.retry_after_s == 3.0
