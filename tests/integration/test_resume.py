@@ -37,13 +37,11 @@ def kill_worker(cluster: Cluster) -> None:
 
 def kill_engine(cluster: Cluster) -> None:
     """The engine has a process of its own, below the worker's."""
-    children = cluster.running_worker().children()
-    (engine,) = [child for child in children if "chorus_workers.engine.process" in child.cmdline()]
-    engine.send_signal(signal.SIGKILL)
+    cluster.engines()[cluster.running_worker().pid].send_signal(signal.SIGKILL)
 
 
 def both_workers_are_idle(cluster: Cluster) -> bool:
-    """Also on the page, which is up to a second old: what it says of running requests is then this test's."""
+    """Their pages too: the dead ones' are gone, the new ones' are there."""
     counts = cluster.samples("chorus_requests_running")
     return len(counts) == 2 and set(counts) == set(cluster.workers()) and not any(counts.values())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from tests.integration.cluster import chorus, echo_model, free_ports, running
+from tests.integration.cluster import chorus, echo_model, free_ports, running, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -24,18 +24,18 @@ def test_ctrl_c_lets_an_answer_finish_and_leaves_no_process(tmp_path: Path) -> N
         assert not any(process.name() == "haproxy" for process in cluster.processes())
 
         def ask() -> None:
-            body = cluster.chat_body(max_completion_tokens=303)
+            body = cluster.chat_body(max_completion_tokens=603)
             answer = httpx.post(f"{cluster.url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
             answers.append(answer.json()["choices"][0]["message"]["content"])
 
         asking = threading.Thread(target=ask)
         asking.start()
-        cluster.running_worker()
+        wait_until(lambda: cluster.total("chorus_requests_running") == 1, 10, "the engine runs the request")
         cluster.interrupt()
         assert cluster.wait_for_exit() == 0
         asking.join(10)
     # That nothing outlived the command, `running` has checked.
-    assert answers == ["Hello" * 300]
+    assert answers == ["Hello" * 600]
 
 
 def test_without_settings_the_demo_model_answers(tmp_path: Path) -> None:
