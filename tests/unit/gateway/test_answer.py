@@ -76,3 +76,29 @@ def test_log_probabilities_keep_to_their_tokens_over_several_responses() -> None
     assert b"".join(entry.sampled.token_bytes for entry in entries).decode() == "One two 🦜 three"
     first = len(encode(FINAL))
     assert [-entry.sampled.logprob for entry in entries] == list(range(first, first + len(entries)))
+
+
+def logged(token: int, *top: int) -> engine_pb2.GenerateResponse:
+    entries = [engine_pb2.TokenLogprob(token_id=other, logprob=-1) for other in top]
+    sampled = engine_pb2.TokenLogprob(token_id=token, logprob=-1)
+    position = engine_pb2.PositionLogprobs(sampled=sampled, top=entries)
+    return engine_pb2.GenerateResponse(token_ids=[token], logprobs=[position])
+
+
+def test_log_probabilities_wait_while_a_header_may_still_become_text() -> None:
+    text = "one two three four five six seven eight"
+    assembler = AnswerAssembler(num_prompt_tokens=1, with_logprobs=True)
+    # The answer's <|message|> is lost: only the many words tell that this is no header.
+    events = feed(assembler, *map(logged, encode(f"<|channel|>final {text}<|return|>")))
+    entries = [entry for event in events if isinstance(event, ev.Answer) for entry in event.logprobs]
+    assert text_of(events).strip() == text
+    assert b"".join(entry.sampled.token_bytes for entry in entries).decode().strip() == text
+
+
+def test_markup_is_no_alternative() -> None:
+    (yes,), (end,), (no,) = encode("Yes"), encode("<|return|>"), encode("No")
+    assembler = AnswerAssembler(num_prompt_tokens=1, with_logprobs=True)
+    events = feed(assembler, response(FINAL), logged(yes, yes, end, no))
+    # The first response had no log probabilities; those of the second are its own token's.
+    (answer,) = [event for event in events if isinstance(event, ev.Answer)]
+    assert [other.text for other in answer.logprobs[0].top] == ["Yes", "No"]
