@@ -1,5 +1,8 @@
 """The command itself: it drains on Ctrl-C, and says at once what is wrong with a checkpoint."""
 
+import contextlib
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -36,6 +39,27 @@ def test_ctrl_c_lets_an_answer_finish_and_leaves_no_process(tmp_path: Path) -> N
         asking.join(10)
     # That nothing outlived the command, `running` has checked.
     assert answers == ["Hello" * 600]
+
+
+def test_an_interrupted_start_leaves_no_process(tmp_path: Path) -> None:
+    http_port, grpc_port = free_ports(2)
+    ports = ("--http-port", str(http_port), "--grpc-port", str(grpc_port))
+    process = chorus("serve", *ports, log=tmp_path / "chorus.log")
+    handle = psutil.Process(process.pid)
+    seen: dict[int, psutil.Process] = {}
+
+    def ray_is_starting() -> bool:
+        seen.update({child.pid: child for child in handle.children(recursive=True)})
+        return any("raylet" in child.name() for child in seen.values() if child.is_running())
+
+    wait_until(ray_is_starting, 30, "Ray starts")
+    os.killpg(process.pid, signal.SIGINT)
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            seen |= {child.pid: child for child in handle.children(recursive=True)}
+        time.sleep(0.1)
+    assert process.returncode == 0, (tmp_path / "chorus.log").read_text()
+    assert psutil.wait_procs(seen.values(), timeout=5)[1] == []
 
 
 def test_without_settings_the_demo_model_answers(tmp_path: Path) -> None:

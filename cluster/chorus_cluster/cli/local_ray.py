@@ -5,13 +5,16 @@ files, HAProxy's files and logs are all in that folder, which is removed at the 
 """
 
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _EXIT_TIMEOUT_S = 5.0
+_EXIT_POLL_S = 0.2
+_PR_SET_CHILD_SUBREAPER = 36
 _CONNECT_TIMEOUT_S = 5.0
 # HAProxy's pages of its own and the proxy that it falls back on: by default fixed ports, that two clusters on one
 # machine would fight for.
@@ -46,8 +51,7 @@ class LocalRay:
 
     def __init__(self, config: ClusterConfig) -> None:
         self._config = config
-        self._folder = Path(tempfile.mkdtemp(prefix="chorus-"))
-        self._children: dict[int, psutil.Process] = {}
+        self._folder = Path()
 
     @property
     def logs(self) -> str:
@@ -56,14 +60,16 @@ class LocalRay:
 
     def __enter__(self) -> Self:
         check_ports(self._config)
+        adopt_orphans()
+        self._folder = Path(tempfile.mkdtemp(prefix="chorus-"))
         os.environ.update(ray_environment(self._config, self._folder))
         if self._config.data_plane.haproxy and (binary := find_haproxy()):
             launcher = self._folder / "haproxy" / "bin" / "haproxy"
             write_launcher(launcher, binary)
             os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(launcher)
-        import ray
-
         try:
+            import ray
+
             ray.init(
                 address="local",
                 num_cpus=self._config.ray.num_cpus or required_cpus(self._config),
@@ -74,8 +80,8 @@ class LocalRay:
                 _temp_dir=str(self._folder),
                 _metrics_export_port=self._config.ray.metrics_port,
             )
-        except BaseException:
-            self._end()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
@@ -86,25 +92,37 @@ class LocalRay:
         if not isinstance(error, StartError):
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def remember_processes(self) -> None:
-        """Notes what runs below this process now: parents may end before their children do."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self._children |= {child.pid: child for child in psutil.Process().children(recursive=True)}
-
     def _end(self) -> None:
         import ray
 
         # From here on nothing waits for anyone: a signal could only leave processes behind.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        self.remember_processes()
         ray.shutdown()
-        _, alive = psutil.wait_procs(self._children.values(), timeout=_EXIT_TIMEOUT_S)
-        for process in alive:
-            logger.warning("Ending process %d, which outlived Ray", process.pid)
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(alive, timeout=_EXIT_TIMEOUT_S)
+        end_children(_EXIT_TIMEOUT_S)
+
+
+def adopt_orphans() -> None:
+    """Makes processes below this one its children when their parents end first, as they may when Ray ends.
+
+    Only Linux can do that. Elsewhere such a process has to notice by itself that it is alone.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_children(patience_s: float) -> None:
+    """Waits for all processes below this one to end; after `patience_s`, ends them."""
+    this = psutil.Process()
+    end = time.monotonic() + patience_s
+    # Those that are adopted meanwhile are seen in the next turn.
+    while children := this.children(recursive=True):
+        if time.monotonic() >= end:
+            for child in children:
+                logger.info("Ending process %d, which outlived Ray", child.pid)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+        psutil.wait_procs(children, timeout=_EXIT_POLL_S)
 
 
 class JoinedRay:

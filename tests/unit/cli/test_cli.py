@@ -1,6 +1,9 @@
 """The commands, as far as they go without a cluster."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -183,3 +186,20 @@ def test_an_address_that_is_none_is_one_line() -> None:
     result = runner.invoke(app, ["chat", "Hello", "--url", "http://[::"])
     assert result.exit_code == 1
     assert result.output.startswith("chorus chat: can't reach http://[::: ")
+
+
+def test_orphans_are_found_and_ended() -> None:
+    """In a process of its own, since adopting can't be undone: a child leaves a grandchild behind."""
+    code = """
+import subprocess, sys, psutil
+from chorus_cluster.cli.local_ray import adopt_orphans, end_children
+adopt_orphans()
+leave = "import subprocess, sys; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
+orphan = int(subprocess.run([sys.executable, "-c", leave], stdout=subprocess.PIPE, check=True).stdout)
+assert psutil.Process(orphan).ppid() == psutil.Process().pid
+end_children(patience_s=0.1)
+print(psutil.pid_exists(orphan))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=50)
+    assert result.stdout.strip() == "False", result.stderr
