@@ -56,9 +56,10 @@ async def test_the_death_of_the_engine_process_ends_every_stream_and_fails_healt
 
 
 async def test_a_port_that_is_taken_stops_the_start_and_leaves_no_process_behind() -> None:
+    before = psutil.Process().children()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(RuntimeError, match="Failed to bind"):
             await start_worker(fake_config(grpc_port=taken.getsockname()[1]))
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
