@@ -161,6 +161,7 @@ def ray_environment(config: ClusterConfig, folder: Path) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": str(int(config.data_plane.throughput_optimized)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
         # These wait for load balancers elsewhere to notice that a gateway goes. There are none.

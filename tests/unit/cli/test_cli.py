@@ -53,6 +53,15 @@ def test_a_port_that_is_taken_is_named() -> None:
             check_ports(load(None, {"http.port": local_ray._free_ports(1)[0], "grpc.port": port}))
 
 
+def test_no_file_of_haproxy_lies_in_a_folder_that_other_clusters_share(tmp_path: Path) -> None:
+    from ray.serve._private import constants
+
+    shared = {name for name, value in vars(constants).items() if str(value).startswith("/tmp/haproxy-serve")}
+    assert "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC" in shared
+    ours = ray_environment(load(None, {}), tmp_path)
+    assert {name: ours.get(name, "").startswith(f"{tmp_path}/") for name in shared} == dict.fromkeys(shared, True)
+
+
 def test_an_absent_ray_cluster_is_named_at_once() -> None:
     port = local_ray._free_ports(1)[0]
     result = runner.invoke(app, ["serve", "--address", f"127.0.0.1:{port}"])
