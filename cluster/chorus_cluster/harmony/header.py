@@ -27,6 +27,8 @@ _UNMARKED_CHANNEL: Final = re.compile(r"(analysis|commentary|final)(?![_-])")
 _OTHER_CHANNEL: Final = re.compile(r"\s*([\w-]+)(?=\s*$|\s+to=|\s+json\s*$)")
 _RECIPIENT: Final = re.compile(r"\s*to=\s*([A-Za-z0-9_.-]+)")
 _CHANNEL_AT_END: Final = re.compile(r"(?<=.)(?:analysis|commentary|final)$")
+# "to=" lost, doubled, or with a part missing. A function that speaks ("functions.f to=assistant") is not called.
+_DAMAGED_RECIPIENT: Final = re.compile(r"[\s=]*(?:to[\s=]*)*(functions\.[A-Za-z0-9_.-]+)(?=\s|$)(?!\s+to=)")
 _BARE_FUNCTION: Final = re.compile(r"\s+(functions\.[A-Za-z0-9_.-]+)")
 _BARE_WORD: Final = re.compile(r"\s+([A-Za-z0-9_-]+)")
 _BARE_NAME_WITH_TYPE: Final = re.compile(r"\s+(?!json)([A-Za-z_][A-Za-z0-9_.-]*)(?=\s+json\s*$)")
@@ -175,6 +177,7 @@ class _Reader:
         if segment.marker == CHANNEL:
             self._read_channel(any_word=self.closed and is_last_of_kind)
             self._read_recipients()
+            self._read_damaged_recipient()
             self._read_bare_recipient()
             if self.closed or self.header.recipients:
                 self._read_content_type()
@@ -184,6 +187,7 @@ class _Reader:
         else:
             self._read_role()
             self._read_recipients()
+            self._read_damaged_recipient()
             if self.closed and not self.has_channel_part:
                 self._read_content_type()
 
@@ -252,6 +256,20 @@ class _Reader:
         if not fitting and channel and self._is_token_end(start + channel.start()):
             fitting = [written[: channel.start()]]
         return max(fitting, key=len, default=written)
+
+    def _read_damaged_recipient(self) -> None:
+        """Take a function's full name without a whole "to=", wherever a recipient may stand.
+
+        Only where `<|message|>` says that this is a header: elsewhere, it may be a text that speaks of the function.
+        """
+        header = self.header
+        if not self.closed or header.recipients or header.author:
+            return
+        if damaged := _DAMAGED_RECIPIENT.match(self.text, self.position):
+            name = self._cut_name(damaged[1], damaged.start(1))
+            self.position = damaged.start(1) + len(name)
+            header.recipients.append(name)
+            header.repairs.append(Repair.BARE_RECIPIENT)
 
     def _read_bare_recipient(self) -> None:
         """Take a recipient without "to=": a function's full name, a declared one, or a word that JSON is meant for."""

@@ -225,6 +225,30 @@ def test_repairs(text: str, events: list[Event], repairs: list[str], chunk: int)
 @pytest.mark.parametrize(
     ("header", "repairs"),
     [
+        ("<|channel|>functions.f<|message|>", ["bare_recipient", "missing_channel"]),
+        ("<|channel|>functions.f <|constrain|>json<|message|>", ["bare_recipient", "missing_channel"]),
+        ("<|channel|>commentary to to=functions.f <|constrain|>json<|message|>", ["bare_recipient"]),
+        ("<|channel|>commentary to==functions.f json<|message|>", ["bare_recipient"]),
+        ("<|channel|>commentary=functions.f<|message|>", ["bare_recipient"]),
+        ("<|channel|>commentary tofunctions.f json<|message|>", ["bare_recipient"]),
+        ("functions.f<|message|>", ["bare_recipient", "missing_channel"]),
+        (" to to=functions.f<|channel|>commentary <|constrain|>json<|message|>", ["bare_recipient"]),
+    ],
+)
+def test_a_call_outlives_damage_to_what_stands_before_its_name(header: str, repairs: list[str]) -> None:
+    result = parse(encode(f"{HM}<|start|>assistant{header}{{}}<|call|>"), 1)
+    assert result.events == [(R, "Hm."), (NAME, "f"), (ARGUMENTS, "{}")]
+    assert result.repairs == Counter(repairs)
+
+
+def test_a_function_that_speaks_is_not_called() -> None:
+    spoken = f"{HM}<|start|>assistant functions.f to=assistant<|channel|>commentary<|message|>ok<|end|>"
+    assert parse(encode(spoken)).calls() == []
+
+
+@pytest.mark.parametrize(
+    ("header", "repairs"),
+    [
         ("<|channel|>commentary to=functions.get_weatherjson<|message|>", []),
         (" to=functions.get_weathercommentary json<|message|>", ["missing_channel"]),
         ("<|channel|>commentary get_weather<|message|>", ["bare_recipient"]),
