@@ -19,8 +19,9 @@ MAX_RUN: Final = 256
 # From here on there are no letters but those to come, tags, variation selectors and private use: taken as both classes.
 _FIRST_SPARSE: Final = 0x33000
 
-# Cheap and generous: whatever holds a long run has one of these, but so has ordinary Chinese text.
-_SUSPICIOUS: Final = re.compile(rf"[^\s\d]{{{MAX_RUN},}}|\s{{{MAX_RUN},}}")
+# Cheap and generous: whatever holds a long run has one of these, but so has ordinary Chinese text. A run is tried at
+# its first character alone: tried at each, runs that are just too short would take quadratic time themselves.
+_SUSPICIOUS: Final = re.compile(rf"(?<![^\s\d])[^\s\d]{{{MAX_RUN},}}|(?<!\s)\s{{{MAX_RUN},}}")
 
 
 def has_long_run(text: str) -> bool:

@@ -21,7 +21,7 @@ from chorus_cluster.harmony.conversation import (
     Tool,
     ToolCall,
 )
-from chorus_cluster.harmony.long_runs import MAX_RUN, split_long_runs
+from chorus_cluster.harmony.long_runs import MAX_RUN, has_long_run, split_long_runs
 from chorus_cluster.harmony.render import render
 from chorus_cluster.harmony.vocabulary import NUM_TEXT_TOKENS, load_encoding
 
@@ -332,6 +332,14 @@ def test_long_texts_that_fit_are_rendered() -> None:
     assert render(conversation, len(token_ids)) == token_ids
     with pytest.raises(ConversationTooLong):
         render(conversation, len(token_ids) // 2)
+
+
+@pytest.mark.parametrize(("character", "end"), [(" ", "a"), ("a", " "), ("-", " "), ("漢", " ")])
+def test_runs_that_are_just_not_long_take_linear_time(character: str, end: str) -> None:
+    text = (character * (MAX_RUN - 1) + end) * (4_000_000 // MAX_RUN)
+    start = time.process_time()
+    assert not has_long_run(text)
+    assert time.process_time() - start < 1.5  # tried from each character, 2 to 8 s
 
 
 @settings(max_examples=100, deadline=None)
