@@ -7,6 +7,7 @@ in `chorus_cluster.harmony`.
 
 from chorus_cluster.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from chorus_cluster.gateway.request import ChatRequest
+from chorus_cluster.harmony.conversation import Message
 from chorus_protos.v1 import engine_pb2
 
 # Most elements of a field. Whatever of this is in one request is dealt with in one go, beside which no stream of this
@@ -84,11 +85,16 @@ def _check_messages(request: ChatRequest, max_model_len: int) -> None:
     num_messages = len(request.messages)
     if num_messages * MIN_TOKENS_PER_MESSAGE > max_model_len:
         raise ContextTooLong("messages", f"are {num_messages}: more than a context of {max_model_len} tokens holds")
-    num_characters = sum(len(message.content) + len(message.reasoning or "") for message in request.messages)
+    num_characters = sum(_num_characters(message) for message in request.messages)
     if num_characters > max_model_len * MAX_CHARACTERS_PER_TOKEN:
         raise ContextTooLong(
             "messages", f"hold {num_characters} characters: more than a context of {max_model_len} tokens holds"
         )
+
+
+def _num_characters(message: Message) -> int:
+    arguments = sum(len(call.arguments) for call in message.tool_calls)
+    return len(message.content) + len(message.reasoning or "") + arguments
 
 
 def _check_sampling(request: ChatRequest, vocab_size: int) -> None:

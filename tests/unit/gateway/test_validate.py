@@ -37,6 +37,14 @@ def test_characters_of_text_and_of_reasoning_count(field: str) -> None:
         validate(dataclasses.replace(REQUEST, messages=(fits, *REQUEST.messages)), MODEL)
 
 
+def test_characters_of_arguments_count() -> None:
+    arguments = " " * (CONTEXT * MAX_CHARACTERS_PER_TOKEN - 2)
+    calls = Message(Role.ASSISTANT, tool_calls=(ToolCall("1", "f", arguments),))
+    validate(dataclasses.replace(REQUEST, messages=(*REQUEST.messages, calls)), MODEL)
+    with pytest.raises(ContextTooLong, match=f"hold {len(arguments) + 4} characters"):
+        validate(dataclasses.replace(REQUEST, messages=(*REQUEST.messages, calls, *REQUEST.messages)), MODEL)
+
+
 def test_tool_calls_count_as_messages_do() -> None:
     calls = tuple(ToolCall(f"call_{i}", "f", "{}") for i in range(MAX_ELEMENTS["messages"] - 2))
     messages = (*REQUEST.messages, Message(Role.ASSISTANT, "", tool_calls=calls))
