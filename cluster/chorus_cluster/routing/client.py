@@ -100,6 +100,8 @@ class ServeEngineClient:
                             return
             except _Refused as refused:
                 wait_s = retries.after_refusal(refused.error, has_tokens=bool(tokens))
+                if _ends_within(request, wait_s):
+                    raise DeadlineExceeded() from refused
                 self._on_retry(refused.error.code)
                 await asyncio.sleep(wait_s)
             except _WorkerLost as lost:
@@ -207,6 +209,11 @@ def _seconds_left(request: engine_pb2.GenerateRequest) -> float | None:
     if not request.HasField("deadline_unix_s"):
         return None
     return max(0.0, request.deadline_unix_s - time.time()) + _DEADLINE_GRACE_S
+
+
+def _ends_within(request: engine_pb2.GenerateRequest, seconds: float) -> bool:
+    """Whether the deadline comes first: no worker would take the request after the wait."""
+    return request.HasField("deadline_unix_s") and request.deadline_unix_s <= time.time() + seconds
 
 
 def _error_of(refusal: engine_pb2.Refusal) -> ChorusError:
