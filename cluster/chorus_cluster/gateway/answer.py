@@ -94,7 +94,7 @@ class AnswerAssembler:
             if isinstance(delta, AnswerDelta):
                 if self._logprobs is not None:
                     self._logprobs.spell(delta.text, delta.token_indices)
-                self._append_answer(events, self._stop.feed(delta.text))
+                self._append_answer(events, self._shown(delta))
                 if self._stop.matched:
                     break
             elif isinstance(delta, ReasoningDelta):
@@ -107,6 +107,12 @@ class AnswerAssembler:
                 self._append_answer(events, self._stop.finish())
                 events.append(ev.ToolCallStart(delta.index, self._new_id(), delta.name))
         return events
+
+    def _shown(self, delta: AnswerDelta) -> str:
+        if delta.token_indices:
+            return self._stop.feed(delta.text)
+        # A break between two messages, which the model did not write: no stop string matches in it, nor across.
+        return self._stop.finish() + delta.text
 
     def _append_answer(self, events: list[ev.Event], text: str) -> None:
         logprobs: tuple[ev.Logprob, ...] = ()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import pytest
 from tests.support.chat import TOOL_CALL, encode
 
 from chorus_cluster.gateway import events as ev
@@ -40,6 +41,18 @@ def test_what_a_stop_string_holds_back_comes_before_a_call() -> None:
     kinds = [type(event) for event in ev.merge(events)]
     assert kinds == [ev.Answer, ev.ToolCallStart, ev.ToolCallArguments, ev.Finished]
     assert reason_of(events) == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"), [("\n\n", "So.\n\nIt is 4."), (".\n", "So.\n\nIt is 4."), ("is", "So.\n\nIt ")]
+)
+def test_no_stop_string_matches_in_the_break_between_two_messages(stop: str, text: str) -> None:
+    two = response(
+        f"<|channel|>commentary<|message|>So.<|end|><|start|>assistant{FINAL}It is 4.<|return|>",
+        engine_pb2.FINISH_REASON_STOP,
+    )
+    events = feed(AnswerAssembler(num_prompt_tokens=1, stop=(stop,)), two)
+    assert (text_of(events), reason_of(events)) == (text, "stop")
 
 
 def test_a_stop_string_that_only_the_end_completes() -> None:
