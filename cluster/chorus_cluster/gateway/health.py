@@ -27,7 +27,8 @@ class HealthMethods:
         """NOT_FOUND for a service that isn't here."""
         if request.service not in SERVICES:
             grpc_context.set_code(grpc.StatusCode.NOT_FOUND)
-            grpc_context.set_details(f"unknown service {request.service!r}")
+            # Without its name, which may be longer than what gRPC's trailers hold.
+            grpc_context.set_details(f"unknown service; known are {', '.join(filter(None, SERVICES))}")
             # Beside a status, Serve's gRPC paths send no message.
             return health_pb2.HealthCheckResponse()
         return health_pb2.HealthCheckResponse(status=await self._status())

@@ -2,14 +2,18 @@
 
 import asyncio
 from typing import Any
+from unittest.mock import create_autospec
 
+import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2
 from tests.support.chat import encode
 
 from chorus_cluster.errors import Unavailable
 from chorus_cluster.gateway import chat as chat_module
 from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.health import HealthMethods
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import engine_pb2
@@ -37,6 +41,17 @@ async def test_health_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) ->
         assert (await client.get("/health")).status_code == 503
         # Who asks next shares the answer that is under way.
         assert (await client.get("/v1/models")).json()["data"][0]["id"] == "fake-model"
+
+
+async def test_a_long_service_name_does_not_drown_the_status(service: ChatService) -> None:
+    class Health(HealthMethods):
+        _service = service
+
+    context = create_autospec(grpc.aio.ServicerContext, instance=True)
+    await Health().Check(health_pb2.HealthCheckRequest(service="x" * 20_000), context)
+    context.set_code.assert_called_once_with(grpc.StatusCode.NOT_FOUND)
+    (details,) = context.set_details.call_args.args
+    assert len(details) < 1000
 
 
 async def test_models(http: httpx.AsyncClient, service: ChatService) -> None:
