@@ -276,6 +276,8 @@ class _Reader:
         header = self.header
         if header.recipients or header.channel is None:
             return
+        if not self.closed and header.channel != COMMENTARY:
+            return  # The body's first word may happen to be a tool's name.
         bare = self._take(_BARE_FUNCTION)
         if (
             bare is None

@@ -241,6 +241,14 @@ def test_a_call_outlives_damage_to_what_stands_before_its_name(header: str, repa
     assert result.repairs == Counter(repairs)
 
 
+@pytest.mark.parametrize(("channel", "kind"), [("final", A), ("analysis", R)])
+@pytest.mark.parametrize("text", [" search for it, it is easy", " functions.search does it"])
+def test_a_text_that_begins_with_a_tool_s_name_is_no_call(channel: str, kind: str, text: str) -> None:
+    result = fuzz.parse(encode(f"<|channel|>{channel}{text}<|end|>"), iter(lambda: 1, 0), ["search"])
+    assert result.events == [(kind, text)]
+    assert result.repairs == {"missing_message": 1}
+
+
 def test_a_function_that_speaks_is_not_called() -> None:
     spoken = f"{HM}<|start|>assistant functions.f to=assistant<|channel|>commentary<|message|>ok<|end|>"
     assert parse(encode(spoken)).calls() == []
