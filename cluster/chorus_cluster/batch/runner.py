@@ -165,6 +165,8 @@ class Runner:
                 self._record_error(number, content)
                 continue
             async with self._budget.hold(len(content.body)):
+                if self._stop.is_set():  # while this row waited for room
+                    return
                 try:
                     await self._answer(number, content)
                 except _Stopped:

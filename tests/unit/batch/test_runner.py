@@ -248,6 +248,27 @@ async def test_stop_finishes_what_is_under_way_and_starts_nothing(tmp_path: Path
     assert set(server.asked.values()) == {1}
 
 
+async def test_stop_starts_no_row_that_waits_for_room(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def behavior(name: str, time: int) -> Reply:
+        await release.wait()
+        return OK
+
+    async def stop(runner: Runner) -> None:
+        while not server.in_flight:
+            await asyncio.sleep(0.001)
+        runner.stop()
+        release.set()
+
+    write_rows(tmp_path / "IN.jsonl", [batch_row(str(index), pad="x" * 500) for index in range(6)])
+    server = FakeServer(behavior)
+    limits = RunnerLimits(concurrency=4, in_flight_bytes=700)
+    is_complete, records = await run_job(tmp_path, server, limits=limits, during=stop)
+    assert (is_complete, names(records)) == (False, ["0"])
+    assert server.asked == {"0": 1}
+
+
 async def test_stop_does_not_wait_for_a_server_that_hangs_nor_for_a_delay(tmp_path: Path) -> None:
     async def behavior(name: str, time: int) -> Reply:
         if name == "waits":
