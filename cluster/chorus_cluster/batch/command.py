@@ -79,7 +79,7 @@ def batch(
 
 async def _run(options: BatchOptions, survey: Survey, console: Console) -> signal.Signals | None:
     """The signal that stopped the job, or None where every row is done."""
-    if options.output_path.exists() and options.output_path.samefile(options.input_path):
+    if _is_same_file(options.input_path, options.output_path):
         raise InputUnusable("input and output are the same file")
     sender = HttpSender(
         options.url, api_key=options.api_key, concurrency=options.limits.concurrency, timeout_s=options.timeout_s
@@ -94,6 +94,13 @@ async def _run(options: BatchOptions, survey: Survey, console: Console) -> signa
                 return await _run_until_signal(runner, console)
             finally:
                 _summarize(runner.counts, options.output_path, console)
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one is not there, or can't be looked at: opening it says why
+        return False
 
 
 async def _run_until_signal(runner: Runner, console: Console) -> signal.Signals | None:

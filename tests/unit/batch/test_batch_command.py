@@ -186,6 +186,14 @@ def test_a_server_that_does_not_come_is_named(tmp_path: Path) -> None:
     assert "0 of 1 rows" in errors
 
 
+def test_an_output_that_can_t_be_looked_at_is_one_line(tmp_path: Path, server: TestServer) -> None:
+    write_rows(tmp_path / "IN.jsonl", [batch_row("a")])
+    status, errors = finish(start(tmp_path, server, "--output", "x" * 300))
+    assert status == 1
+    assert "can't be opened for writing: File name too long" in errors
+    assert "Traceback" not in errors
+
+
 def test_input_and_output_must_differ(tmp_path: Path, server: TestServer) -> None:
     path = write_rows(tmp_path / "OUT.jsonl", [batch_row("a")])
     (tmp_path / "IN.jsonl").symlink_to(path)
