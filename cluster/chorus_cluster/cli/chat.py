@@ -9,9 +9,12 @@ from typing import Annotated, Any, NoReturn
 import httpx
 import typer
 from rich.console import Console
+from rich.segment import Segment, Segments
+from rich.style import Style
 
 _CONNECT_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 600.0
+_REASONING_STYLE = Style(dim=True, italic=True)
 
 
 class EffortOption(StrEnum):
@@ -93,15 +96,20 @@ def answer_one(
         for delta in deltas(response.iter_lines()):
             if reasoning := delta.get("reasoning"):
                 is_reasoning = True
-                console.print(reasoning, style="dim italic", end="", markup=False)
+                _print_as_it_is(console, reasoning, _REASONING_STYLE)
             if content := delta.get("content"):
                 if is_reasoning:
                     console.print("\n")
                     is_reasoning = False
-                console.print(content, end="", markup=False)
+                _print_as_it_is(console, content)
                 answer.append(content)
     console.print()
     return "".join(answer)
+
+
+def _print_as_it_is(console: Console, text: str, style: Style | None = None) -> None:
+    """Of a plain string, rich would make emoji of `:x:` and spaces of tabs."""
+    console.print(Segments([Segment(text, style)]), end="")
 
 
 def deltas(lines: Iterator[str]) -> Iterator[dict[str, Any]]:

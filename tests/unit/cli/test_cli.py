@@ -140,6 +140,14 @@ def test_reasoning_is_set_apart_from_the_answer() -> None:
     assert server.bodies[0]["stream"] is True
 
 
+@pytest.mark.parametrize("text", ["root:x:0:0", "all:\n\tmake\n", "[b]", "a\r\nb", "x" * 300, " 日本 "])
+def test_what_the_model_wrote_is_printed_as_it_is(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    server = Server(httpx.Response(200, text=sse(delta(reasoning=text), delta(content=text))))
+    with server.client() as client:
+        chat.answer_one(client, {}, [], Console(highlight=False, soft_wrap=True))
+    assert capsys.readouterr().out == f"{text}\n\n{text}\n"
+
+
 def test_a_conversation_remembers_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = iter(["one", "", "two"])
 
