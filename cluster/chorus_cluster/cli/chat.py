@@ -50,9 +50,9 @@ def chat(
             else:
                 converse(client, options, console)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        _fail(console, f"can't reach {url}: {str(error) or type(error).__name__}")
+        _fail(f"can't reach {url}: {str(error) or type(error).__name__}")
     except ChatFailed as error:
-        _fail(console, str(error))
+        _fail(str(error))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
@@ -133,6 +133,8 @@ def _reason(response: httpx.Response) -> str:
         return f"HTTP {response.status_code}: {response.text.strip()}"
 
 
-def _fail(console: Console, message: str) -> NoReturn:
+def _fail(message: str) -> NoReturn:
+    # Standard output is the answer's.
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     console.print(f"chorus chat: {message}", style="red", markup=False)
     raise typer.Exit(1)

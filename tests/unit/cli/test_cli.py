@@ -188,7 +188,8 @@ def test_an_absent_server_is_one_line() -> None:
     port = local_ray._free_ports(1)[0]
     result = runner.invoke(app, ["chat", "Hello", "--url", f"http://127.0.0.1:{port}"])
     assert result.exit_code == 1
-    assert result.output.startswith(f"chorus chat: can't reach http://127.0.0.1:{port}: ")
+    assert result.stderr.startswith(f"chorus chat: can't reach http://127.0.0.1:{port}: ")
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize("body", ["<html>", "[]", '{"data": []}', '{"data": [{}]}'])
