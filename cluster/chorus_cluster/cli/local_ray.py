@@ -188,7 +188,10 @@ def required_cpus(config: ClusterConfig) -> int:
 
 
 def check_ports(config: ClusterConfig) -> None:
-    """Errors: StartError if another process has one of the configured ports."""
+    """Errors: StartError if another process has one of the configured ports, or both are the same."""
+    if config.http.port == config.grpc.port:
+        # HAProxy would listen twice, and hand each connection to one of the two protocols at random.
+        raise StartError(f"http.port and grpc.port are both {config.http.port}; choose another for one of them")
     for name, port in (("http.port", config.http.port), ("grpc.port", config.grpc.port)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -62,6 +62,12 @@ def test_no_file_of_haproxy_lies_in_a_folder_that_other_clusters_share(tmp_path:
     assert {name: ours.get(name, "").startswith(f"{tmp_path}/") for name in shared} == dict.fromkeys(shared, True)
 
 
+def test_http_and_grpc_need_a_port_each() -> None:
+    port = local_ray._free_ports(1)[0]
+    with pytest.raises(StartError, match=f"http.port and grpc.port are both {port}"):
+        check_ports(load(None, {"http.port": port, "grpc.port": port}))
+
+
 def test_an_absent_ray_cluster_is_named_at_once() -> None:
     port = local_ray._free_ports(1)[0]
     result = runner.invoke(app, ["serve", "--address", f"127.0.0.1:{port}"])
