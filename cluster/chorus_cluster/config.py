@@ -240,8 +240,8 @@ def load(path: Path | None, overrides: Mapping[str, object]) -> ClusterConfig:
             values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
         except OSError as error:
             raise ConfigError(f"can't read {path}: {error.strerror}") from None
-        # PyYAML lets the last two through, for dates and integers that look like some and are none.
-        except (yaml.YAMLError, ValueError, IndexError) as error:
+        # PyYAML lets the others through, for dates and integers that look like some and are none, and for deep nesting.
+        except (yaml.YAMLError, ValueError, IndexError, RecursionError) as error:
             raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         values = {} if values is None else values
     try:

@@ -48,6 +48,7 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
         ("model: [", "is not valid YAML"),
         ("model: {name: 2026-13-01}", "is not valid YAML: month must be in 1..12"),
         ("http: {port: !!int ''}", "is not valid YAML"),
+        ("[" * 5000, "is not valid YAML: maximum recursion depth exceeded"),
         ("workers: {replicas: 2}\nhttp: {}\nworkers: {shards: 2}", "the key 'workers' stands here twice"),
         ("http: {port: 1, port: 2}", "the key 'port' stands here twice"),
         ("workers:", "workers: must be a section (found None)"),
