@@ -113,10 +113,16 @@
 {{- if eq (int .Values.ports.http) (int .Values.ports.grpc) -}}
 {{- fail (printf "ports.http and ports.grpc are both %v" .Values.ports.http) -}}
 {{- end -}}
-{{- /* Of Ray (GCS, metrics, dashboard, client, agent, autoscaler) and of HAProxy (statistics, metrics). */ -}}
-{{- $taken := list 6379 8080 8265 10001 52365 44217 44227 8404 9101 -}}
+{{- /* Of Ray (GCS, metrics, dashboard, client, agent, autoscaler), of HAProxy (statistics, metrics), and of the proxy that
+it falls back on; then those of Ray's worker processes and of Serve's replicas. */ -}}
+{{- $taken := list 6379 8080 8265 10001 52365 44217 44227 8404 9101 8500 9500 -}}
+{{- $ranges := list (list 10002 19999) (list 30000 30999) (list 40000 40999) -}}
 {{- range $name, $port := .Values.ports -}}
-{{- if has (int $port) $taken -}}
+{{- $isTaken := has (int $port) $taken -}}
+{{- range $ranges -}}
+{{- $isTaken = or $isTaken (and (ge (int $port) (first .)) (le (int $port) (last .))) -}}
+{{- end -}}
+{{- if $isTaken -}}
 {{- fail (printf "ports.%s is %v, which Ray or HAProxy uses; choose another" $name $port) -}}
 {{- end -}}
 {{- end -}}
