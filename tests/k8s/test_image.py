@@ -1,5 +1,6 @@
 """The image's recipe and the chart agree. No image is built."""
 
+import json
 import re
 import tomllib
 
@@ -26,6 +27,11 @@ def test_user_is_the_charts() -> None:
     user, group = values["podSecurityContext"]["runAsUser"], values["podSecurityContext"]["runAsGroup"]
     assert f"USER {user}:{group}" in DOCKERFILE
     assert f"--uid {user} --user-group" in DOCKERFILE
+
+
+def test_its_own_command_is_reached_from_outside() -> None:
+    (command,) = re.findall(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)
+    assert json.loads(command) == ["chorus", "serve", "--host", "0.0.0.0"]
 
 
 def test_tag_in_the_example_is_the_charts_default() -> None:
