@@ -35,7 +35,7 @@ def test_http_answers_at_once_and_as_a_stream(fake_cluster: Cluster) -> None:
             for choice in json.loads(line.removeprefix("data: "))["choices"]:
                 text += choice["delta"].get("content") or ""
         assert text == "Hello" * 50
-        # 50 steps of 10 ms, merged for 15 ms: several messages, and fewer than tokens.
+        # 50 steps of 10 ms, merged for 20 ms: several messages, and fewer than tokens.
         assert 5 < len(lines) < 50
 
 
