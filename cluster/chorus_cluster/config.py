@@ -3,7 +3,7 @@
 Every class is a section of the file; a field's comment is its documentation. Unknown keys, keys that stand twice,
 wrong types and values out of range raise `ConfigError`, which names the key and, for an unknown one, the nearest that
 exists.
-Nothing here looks at the process's environment: options of the command line may be given there, see `chorus --help`.
+Nothing here looks at the process's environment.
 """
 
 import dataclasses
