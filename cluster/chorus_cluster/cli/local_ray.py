@@ -60,10 +60,11 @@ class LocalRay:
 
     def __enter__(self) -> Self:
         check_ports(self._config)
+        binary = required_haproxy(self._config)
         adopt_orphans()
         self._folder = Path(tempfile.mkdtemp(prefix="chorus-"))
         os.environ.update(ray_environment(self._config, self._folder))
-        if self._config.data_plane.haproxy and (binary := find_haproxy()):
+        if binary is not None:
             launcher = self._folder / "haproxy" / "bin" / "haproxy"
             write_launcher(launcher, binary)
             os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(launcher)
@@ -185,6 +186,19 @@ def required_cpus(config: ClusterConfig) -> int:
     gateways = config.gateway.replicas * config.gateway.num_cpus
     workers = config.workers.replicas * config.workers.shards * config.workers.num_cpus
     return max(1, -int(-(gateways + workers) // 1))
+
+
+def required_haproxy(config: ClusterConfig) -> str | None:
+    """The binary that the configuration needs, if it needs one. Errors: StartError if there is none.
+
+    Serve would report a running application behind a proxy that never comes up.
+    """
+    if not config.data_plane.haproxy:
+        return None
+    binary = find_haproxy()
+    if binary is None:
+        raise StartError("data_plane.haproxy: there is no haproxy here; install one, or set this to false")
+    return binary
 
 
 def check_ports(config: ClusterConfig) -> None:

@@ -68,6 +68,15 @@ def test_http_and_grpc_need_a_port_each() -> None:
         check_ports(load(None, {"http.port": port, "grpc.port": port}))
 
 
+def test_an_absent_haproxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_ray, "find_haproxy", lambda: None)
+    http, grpc = local_ray._free_ports(2)
+    config = load(None, {"http.port": http, "grpc.port": grpc})
+    with pytest.raises(StartError, match=r"data_plane\.haproxy: there is no haproxy here"):
+        local_ray.LocalRay(config).__enter__()
+    assert local_ray.required_haproxy(load(None, {"data_plane.haproxy": False})) is None
+
+
 def test_an_absent_ray_cluster_is_named_at_once() -> None:
     port = local_ray._free_ports(1)[0]
     result = runner.invoke(app, ["serve", "--address", f"127.0.0.1:{port}"])
