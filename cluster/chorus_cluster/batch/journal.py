@@ -92,6 +92,9 @@ class Journal:
         except BlockingIOError as error:
             os.close(descriptor)
             raise OutputUnusable(f"{self.path} is being written by another run of this job") from error
+        except OSError as error:  # of a network file system without locks
+            os.close(descriptor)
+            raise OutputUnusable(f"{self.path} can't be locked: {error.strerror}") from error
         except OutputUnusable:
             os.close(descriptor)
             raise

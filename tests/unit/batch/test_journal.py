@@ -1,4 +1,6 @@
 import contextlib
+import errno
+import fcntl
 import os
 import resource
 import signal
@@ -106,6 +108,15 @@ def test_a_second_run_is_kept_out_until_the_first_ends(tmp_path: Path) -> None:
     with open_journal(path), pytest.raises(OutputUnusable, match="another run"):
         open_journal(path)
     open_journal(path).close()
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OutputUnusable, match="can't be locked: No locks available"):
+        open_journal(tmp_path / "OUT.jsonl")
 
 
 def test_places_that_hold_no_file_are_refused(tmp_path: Path) -> None:
