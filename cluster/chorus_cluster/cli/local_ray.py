@@ -23,7 +23,7 @@ from typing import Self
 import psutil
 
 from chorus_cluster.cli.haproxy import find_haproxy, write_launcher
-from chorus_cluster.config import ClusterConfig
+from chorus_cluster.config import ClusterConfig, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class LocalRay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end()
-        if not isinstance(error, StartError):
+        if error is None or isinstance(error, KeyboardInterrupt | ConfigError):
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _end(self) -> None:

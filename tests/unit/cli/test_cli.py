@@ -15,7 +15,7 @@ from chorus_cluster.cli import chat, local_ray
 from chorus_cluster.cli.deploy import reason_of
 from chorus_cluster.cli.local_ray import StartError, check_ports, ray_environment, required_cpus
 from chorus_cluster.cli.main import app
-from chorus_cluster.config import load
+from chorus_cluster.config import ConfigError, load
 
 runner = CliRunner()
 
@@ -75,6 +75,27 @@ def test_an_absent_haproxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StartError, match=r"data_plane\.haproxy: there is no haproxy here"):
         local_ray.LocalRay(config).__enter__()
     assert local_ray.required_haproxy(load(None, {"data_plane.haproxy": False})) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"),
+    [
+        (None, False),
+        (KeyboardInterrupt(), False),
+        (ConfigError("a setting"), False),
+        (StartError("a checkpoint"), True),
+        (RuntimeError("Ray's own"), True),
+    ],
+)
+def test_ray_s_logs_are_kept_where_something_failed(
+    error: BaseException | None, is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_ray.LocalRay, "_end", lambda self: None)
+    cluster = local_ray.LocalRay(load(None, {}))
+    cluster._folder = tmp_path / "chorus-x"
+    cluster._folder.mkdir()
+    cluster.__exit__(type(error) if error is not None else None, error, None)
+    assert cluster._folder.exists() is is_kept
 
 
 def test_an_absent_ray_cluster_is_named_at_once() -> None:
