@@ -35,6 +35,8 @@ class Survey:
 def open_input(path: Path) -> Iterator[IO[bytes]]:
     """The input, opened for reading. Raises InputUnusable unless it is a regular file, since it is read twice."""
     try:
+        if path.is_fifo():  # opening it would wait for its other end
+            raise InputUnusable(f"{path} is not a regular file")
         file = path.open("rb", buffering=2**20)
     except OSError as error:
         raise InputUnusable(f"{path} can't be read: {error.strerror}") from error

@@ -47,6 +47,9 @@ def test_a_missing_input_and_a_pipe_are_refused(tmp_path: Path) -> None:
         survey_input(tmp_path)
     with pytest.raises(InputUnusable, match="not a regular file"):
         survey_input(Path(os.devnull))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputUnusable, match="not a regular file"):
+        survey_input(tmp_path / "pipe")
 
 
 def test_a_change_during_the_job_is_noticed(tmp_path: Path) -> None:
