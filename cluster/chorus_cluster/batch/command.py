@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from chorus_cluster.batch.errors import BatchError, InputUnusable
@@ -66,7 +67,7 @@ def batch(
     )
     console = Console(stderr=True)
     try:
-        with console.status(f"Reading {input_path}"):
+        with console.status(f"Reading {escape(str(input_path))}"):
             survey = survey_input(input_path, options.limits.max_line_bytes)
         stopped_by = asyncio.run(_run(options, survey, console))
     except BatchError as error:
@@ -136,7 +137,7 @@ async def _run_with_progress(runner: Runner, console: Console) -> bool:
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("", total=runner.counts.num_rows, completed=runner.counts.num_done, rate="")
@@ -173,5 +174,5 @@ def _summarize(counts: Counts, path: Path, console: Console) -> None:
 
 
 def _print(console: Console, text: str) -> None:
-    """Paths and messages as they are: no markup, no colors, no wrapping."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Paths and messages as they are: no markup, no emoji, no colors, no wrapping."""
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -194,6 +194,15 @@ def test_an_output_that_can_t_be_looked_at_is_one_line(tmp_path: Path, server: T
     assert "Traceback" not in errors
 
 
+def test_a_path_is_shown_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "a[" / "b]:x:"
+    folder.mkdir(parents=True)
+    write_rows(folder / "IN.jsonl", [b"{"])
+    status, errors = finish(start(folder, TestServer("http://127.0.0.1:9", tmp_path / "asked.log")))
+    assert status == 0
+    assert f"1 of 1 rows are in {folder / 'OUT.jsonl'}, 1 of them failed." in errors
+
+
 def test_input_and_output_must_differ(tmp_path: Path, server: TestServer) -> None:
     path = write_rows(tmp_path / "OUT.jsonl", [batch_row("a")])
     (tmp_path / "IN.jsonl").symlink_to(path)
