@@ -202,18 +202,28 @@ def required_haproxy(config: ClusterConfig) -> str | None:
 
 
 def check_ports(config: ClusterConfig) -> None:
-    """Errors: StartError if another process has one of the configured ports, or both are the same."""
-    if config.http.port == config.grpc.port:
-        # HAProxy would listen twice, and hand each connection to one of the two protocols at random.
-        raise StartError(f"http.port and grpc.port are both {config.http.port}; choose another for one of them")
-    for name, port in (("http.port", config.http.port), ("grpc.port", config.grpc.port)):
+    """Errors: StartError if another process has one of the configured ports, or two of ours would."""
+    ports = {"http.port": (config.http.host, config.http.port), "grpc.port": (config.http.host, config.grpc.port)}
+    if config.workers.grpc_port:
+        if config.workers.replicas > 1:
+            raise StartError(
+                f"workers.grpc_port is {config.workers.grpc_port}, but {config.workers.replicas} workers run on this "
+                "machine; with 0 each takes a free one"
+            )
+        ports["workers.grpc_port"] = (config.workers.grpc_host, config.workers.grpc_port)
+    names: dict[int, str] = {}
+    for name, (host, port) in ports.items():
+        if port in names:
+            # HAProxy would listen twice, and hand each connection to one of the two protocols at random; a worker
+            # would start again and again.
+            raise StartError(f"{names[port]} and {name} are both {port}; choose another for one of them")
+        names[port] = name
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((config.http.host, port))
+                probe.bind((host, port))
             except OSError as error:
-                address = f"{config.http.host}:{port}"
-                raise StartError(f"{name}: can't listen on {address} ({error.strerror}); choose another") from None
+                raise StartError(f"{name}: can't listen on {host}:{port} ({error.strerror}); choose another") from None
 
 
 def _check_reachable(address: str) -> None:

@@ -68,6 +68,17 @@ def test_http_and_grpc_need_a_port_each() -> None:
         check_ports(load(None, {"http.port": port, "grpc.port": port}))
 
 
+def test_a_worker_s_fixed_port_is_for_one_worker_and_no_one_else() -> None:
+    http, grpc = local_ray._free_ports(2)
+    ports = {"http.port": http, "grpc.port": grpc}
+    check_ports(load(None, ports | {"workers.grpc_port": local_ray._free_ports(1)[0]}))
+    check_ports(load(None, ports | {"workers.grpc_port": 0, "workers.replicas": 2}))
+    with pytest.raises(StartError, match=f"http.port and workers.grpc_port are both {http}"):
+        check_ports(load(None, ports | {"workers.grpc_port": http}))
+    with pytest.raises(StartError, match=r"workers\.grpc_port is 7001, but 2 workers run on this machine"):
+        check_ports(load(None, ports | {"workers.grpc_port": 7001, "workers.replicas": 2}))
+
+
 def test_an_absent_haproxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_ray, "find_haproxy", lambda: None)
     http, grpc = local_ray._free_ports(2)
