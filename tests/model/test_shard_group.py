@@ -1,14 +1,17 @@
 """Several shards against one: the same logits, the same tokens; and what happens when a shard is lost."""
 
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.runner_driver import ScatteredSequence, make_runner
 from tests.support.shard_process import free_address, shard_config, spawn_shard
@@ -105,6 +108,19 @@ def test_a_lost_follower_is_noticed_in_the_next_step(folder: Path) -> None:
         with pytest.raises(RunnerError, match="lost another shard"):
             leader.run(Batch([chunk(3, [4])]))
         assert time.monotonic() - begin < LOST_WITHIN_S
+
+
+def test_a_follower_that_hangs_is_given_up_and_not_waited_for_at_the_end(folder: Path) -> None:
+    with shard_group(folder, 2) as (leader, followers):
+        leader.run(Batch([chunk(0, [1, 2, 3])]))
+        # After the start, for which a short one would not do.
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))
+        followers[0].send_signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        with pytest.raises(RunnerError, match="lost another shard in a step"):
+            leader.run(Batch([chunk(3, [4])]))
+        leader.close()
+        assert time.monotonic() - begin < LOST_WITHIN_S + 0.5
 
 
 def test_followers_end_with_their_leader(folder: Path) -> None:

@@ -46,6 +46,8 @@ class ShardLinks:
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
+        # Another shard was lost, or hangs.
+        self.is_broken = False
         self._messages = dist.new_group(backend="gloo", timeout=_IDLE_TIMEOUT)
 
     @classmethod
@@ -63,6 +65,7 @@ class ShardLinks:
         try:
             dist.all_reduce(x)
         except RuntimeError as error:
+            self.is_broken = True
             raise RunnerError(f"shard {self.rank} lost another shard in a step") from error
         return x
 
@@ -114,6 +117,7 @@ class ShardLinks:
         try:
             dist.broadcast(message, 0, group=self._messages)
         except RuntimeError as error:
+            self.is_broken = True
             raise RunnerError(f"shard {self.rank} lost another shard") from error
 
 
@@ -134,9 +138,10 @@ class ShardLeader(ReferenceRunner):
         """Ends the followers."""
         if not self._links.is_open:
             return
-        # A follower that is gone needs no telling.
-        with contextlib.suppress(RunnerError):
-            self._links.send(())
+        # A follower that is gone needs no telling, and one that hangs would never take it.
+        if not self._links.is_broken:
+            with contextlib.suppress(RunnerError):
+                self._links.send(())
         self._links.close()
 
 
