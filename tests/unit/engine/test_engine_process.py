@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -19,14 +20,15 @@ import pytest
 import uvloop
 
 from chorus_workers.config import WorkerConfig
-from chorus_workers.engine import client
+from chorus_workers.engine import client, process
 from chorus_workers.engine.client import AsyncEngine, EngineStartError
-from chorus_workers.engine.messages import Abort, Failed, encode
+from chorus_workers.engine.messages import Abort, Decoder, Failed, Submit, encode
 from chorus_workers.engine.output import StepOutput
 from chorus_workers.engine.process import Link
 from chorus_workers.engine.request import FinishReason, GenerationRequest, RefusalReason, Refused
 from chorus_workers.engine.stream import EngineDeadError, TokenChunk, TokenStream
-from chorus_workers.runner.fake import FakeModel
+from chorus_workers.runner.base import RunnerError
+from chorus_workers.runner.fake import FakeModel, FakeRunner
 from chorus_workers.sampling_params import SamplingParams
 
 MODEL = FakeModel(step_time_s=0.002, body=9)
@@ -208,6 +210,31 @@ async def test_a_lost_device_ends_the_engine_with_its_reason() -> None:
             await read_all(engine.submit(ask()))
         await wait_for(lambda: is_gone(engine.pid))
     assert deaths == ["RunnerError: the fake device is lost"]
+
+
+def test_a_failure_is_told_before_a_runner_that_can_t_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    class Stuck(FakeRunner):
+        def close(self) -> None:
+            ended.wait(10)
+
+    monkeypatch.setattr(process, "load_runner", lambda _: Stuck(replace(MODEL, fail_at_step=1)))
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(process.run, theirs)
+        link = Link(ours)
+        link.send(config())
+        told = link.receive(wait=True)
+        link.send(Submit(ask()))
+        ours.settimeout(5)
+        decoder = Decoder()
+        while not isinstance(told[-1], Failed):
+            told.extend(decoder.feed(ours.recv(1 << 20)))
+        assert told[-1] == Failed("RunnerError: the fake device is lost")
+        ended.set()
+        with pytest.raises(RunnerError):
+            running.result(10)
 
 
 async def test_a_step_that_hangs_fails_health(monkeypatch: pytest.MonkeyPatch) -> None:

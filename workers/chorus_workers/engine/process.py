@@ -143,11 +143,14 @@ def run(sock: socket.socket) -> None:
             engine = Engine(runner, max_queued_requests=config.max_queued_requests, clock=time.monotonic)
             try:
                 serve(link, engine, engine.info)
-            finally:
+            except ReplicaGone:
                 engine.close()
+                raise
         except ReplicaGone:
             raise
         except Exception as error:
+            # And no more: shards that are in the middle of a step would not hear of an orderly end before they give
+            # up waiting for this one, but see its connections close when the process ends.
             link.send(Failed(f"{type(error).__name__}: {error}"))
             link.drain(timeout_s=1)
             raise
