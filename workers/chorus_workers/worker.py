@@ -37,8 +37,8 @@ class Worker:
     async def __init__(self, config: WorkerConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         """Loads the model and opens the gRPC port.
 
-        Errors: EngineStartError, with what is wrong in the checkpoint or the configuration; RuntimeError if the port
-        can't be had.
+        Errors: EngineStartError, with what is wrong in the checkpoint or the configuration; EngineDeadError if the
+        engine ends as soon as it has started; RuntimeError if the port can't be had.
         """
         self._config = config
         self._server: EngineServer | None = None
@@ -49,6 +49,8 @@ class Worker:
         self._engine.on_death = self._on_engine_death
         self._registry = build_registry(self._engine, self._refused_at_edge)
         try:
+            # It may have died while nobody was to be told.
+            self._engine.check_health()
             await self._open_port()
         except BaseException:
             await self.shutdown()

@@ -7,6 +7,8 @@ import pytest
 from tests.unit.worker.conftest import BODY, PREFIX, STOP, fake_config, start_worker
 
 from chorus_protos.v1 import engine_pb2
+from chorus_workers.config import WorkerConfig
+from chorus_workers.engine.client import AsyncEngine
 from chorus_workers.engine.stream import EngineDeadError
 from chorus_workers.worker import Worker
 
@@ -53,6 +55,22 @@ async def test_the_death_of_the_engine_process_ends_every_stream_and_fails_healt
         await worker.check_health()
     (response,) = await collect(worker, requests[0])
     assert response.refusal.reason == engine_pb2.REFUSAL_REASON_UNAVAILABLE
+
+
+async def test_an_engine_that_dies_as_it_has_started_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start_and_die(config: WorkerConfig) -> AsyncEngine:
+        engine = await start(config)
+        os.kill(engine.pid, 9)
+        async with asyncio.timeout(5):
+            while engine._death is None:
+                await asyncio.sleep(0.01)
+        return engine
+
+    start = AsyncEngine.start
+    monkeypatch.setattr(AsyncEngine, "start", start_and_die)
+    with pytest.raises(EngineDeadError):
+        await start_worker(fake_config())
+    assert not psutil.Process().children()
 
 
 async def test_a_port_that_is_taken_stops_the_start_and_leaves_no_process_behind() -> None:
