@@ -4,12 +4,12 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.checkpoints import Layout, Shape, random_tensors, write_checkpoint, write_tensors
+from tests.support.checkpoints import Experts, Layout, Shape, random_tensors, write_checkpoint, write_tensors
 from torch import Tensor
 
 from chorus_kernels.mxfp4 import unpack_mxfp4
@@ -141,6 +141,21 @@ def test_a_config_that_is_no_json_object(folder: Path, text: str) -> None:
 def test_a_missing_tensor(folder: Path, missing: str) -> None:
     change_tensors(folder, lambda tensors: tensors.pop(missing))
     assert refusal(folder) == f"{folder}: tensor {missing}: the tensor is missing"
+
+
+@pytest.mark.parametrize("layout", ["hugging_face", "original"])
+def test_missing_experts_are_named_as_the_others_are(tmp_path: Path, layout: Layout) -> None:
+    names: dict[tuple[Layout, Experts], tuple[str, ...]] = {
+        ("hugging_face", "bfloat16"): (BLOCKS.removesuffix("_blocks"),),
+        ("hugging_face", "mxfp4"): (BLOCKS, BLOCKS.replace("blocks", "scales")),
+        ("original", "bfloat16"): ("block.1.mlp.mlp2_weight",),
+        ("original", "mxfp4"): ("block.1.mlp.mlp2_weight.blocks", "block.1.mlp.mlp2_weight.scales"),
+    }
+    for experts in get_args(Experts):
+        folder = write_checkpoint(tmp_path / experts, SHAPE, layout=layout, experts=experts)
+        missing = names[layout, experts]
+        change_tensors(folder, lambda tensors, missing=missing: [tensors.pop(name) for name in missing])
+        assert refusal(folder) == f"{folder}: tensor {missing[0]}: the tensor is missing"
 
 
 def test_a_mis_shaped_tensor(folder: Path) -> None:

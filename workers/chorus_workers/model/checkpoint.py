@@ -45,7 +45,13 @@ class _Loader:
     def __init__(self, folder: Path, config: ModelConfig, shard: Shard, unpacked_experts_limit: int) -> None:
         self.config, self.shard = config, shard
         self.files = TensorFiles(folder)
-        self.layout = ORIGINAL if ORIGINAL.embedding in self.files else HUGGING_FACE
+        self.layout = layout = ORIGINAL if ORIGINAL.embedding in self.files else HUGGING_FACE
+        # Which tensors are missed where a layer has no expert matrices at all.
+        self.has_packed = any(
+            layout.layer.format(index) + names.blocks in self.files
+            for index in range(config.num_layers)
+            for names in (layout.gate_up, layout.down)
+        )
         num_experts = config.num_layers * config.num_experts // shard.size
         expert_bytes = 3 * config.intermediate_size * config.hidden_size * 4
         self.unpack = num_experts * expert_bytes <= unpacked_experts_limit
@@ -132,7 +138,8 @@ class _Loader:
         """This shard's matrices, [rows, columns] each, and their biases."""
         count, mine = self.config.num_experts, self.shard.span(self.config.num_experts)
         bias = self._dense(prefix + names.bias, count, rows)[mine]
-        if prefix + names.blocks not in self.files and prefix + names.floating in self.files:
+        is_floating = prefix + names.floating in self.files or not self.has_packed
+        if is_floating and prefix + names.blocks not in self.files:
             shape = (count, columns, rows) if self.layout.experts_transposed else (count, rows, columns)
             matrices = self.files.read(prefix + names.floating, shape)[mine]
             return (matrices.transpose(1, 2) if self.layout.experts_transposed else matrices).float().contiguous(), bias
