@@ -6,6 +6,7 @@ the followers, run theirs, and hold the KV of their heads. They meet in two sums
     shard 0                      followers
     join                         join                   the addresses of all are exchanged
     load its share               load theirs
+    await all                    await all
     send RunnerInfo              reserve KV memory alike
     await all                    await all
     send a batch, run, sample    receive it, run        again and again
@@ -29,7 +30,8 @@ from chorus_workers.model.weights import Model
 from chorus_workers.runner.base import RunnerError, RunnerInfo, SequenceChunk
 from chorus_workers.runner.reference import ReferenceRunner
 
-# To meet at start; and for what one shard waits for another within a step: they do equal work, so it is far less.
+# To meet at start; for what one shard waits for another within a step, and shard 0 for all to take its message: they do
+# equal work, so it is far less.
 TIMEOUT = timedelta(seconds=60)
 # Followers wait this long for work, and all for the slowest to load.
 _IDLE_TIMEOUT = timedelta(days=3650)
@@ -48,7 +50,7 @@ class ShardLinks:
         self.rank, self.size = rank, size
         # Another shard was lost, or hangs.
         self.is_broken = False
-        self._messages = dist.new_group(backend="gloo", timeout=_IDLE_TIMEOUT)
+        self._messages = dist.new_group(backend="gloo", timeout=_IDLE_TIMEOUT if rank else TIMEOUT)
 
     @classmethod
     def join(cls, rank: int, size: int, address: str) -> "ShardLinks":
@@ -70,7 +72,7 @@ class ShardLinks:
         return x
 
     def send(self, numbers: Sequence[int]) -> None:
-        """Sends 32-bit numbers from shard 0 to the others."""
+        """Sends 32-bit numbers from shard 0 to the others, which must be about to receive them."""
         message = torch.tensor([len(numbers), *numbers], dtype=torch.int32)
         first = torch.zeros(_FIRST_PART, dtype=torch.int32)
         first[: len(message)] = message[:_FIRST_PART]
@@ -92,7 +94,7 @@ class ShardLinks:
     def await_all(self) -> None:
         """Returns when every shard has called this, however long that takes."""
         try:
-            dist.barrier(group=self._messages)
+            dist.monitored_barrier(self._messages, timeout=_IDLE_TIMEOUT)
         except RuntimeError as error:
             raise RunnerError(f"shard {self.rank} lost another shard before it was ready") from error
 
@@ -127,6 +129,7 @@ class ShardLeader(ReferenceRunner):
     def __init__(self, model: Model, info: RunnerInfo, links: ShardLinks) -> None:
         super().__init__(model, info, links)
         self._links = links
+        links.await_all()
         links.send(dataclasses.astuple(info))
         links.await_all()
 
@@ -147,6 +150,7 @@ class ShardLeader(ReferenceRunner):
 
 def follow(model: Model, links: ShardLinks) -> None:
     """Runs shard 0's batches on this shard until shard 0 closes. Errors: RunnerError when another shard is lost."""
+    links.await_all()
     runner = ReferenceRunner(model, RunnerInfo(*links.receive()), links)
     links.await_all()
     while numbers := links.receive():
