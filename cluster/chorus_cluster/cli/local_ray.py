@@ -32,6 +32,10 @@ _EXIT_TIMEOUT_S = 5.0
 _EXIT_POLL_S = 0.2
 _PR_SET_CHILD_SUBREAPER = 36
 _CONNECT_TIMEOUT_S = 5.0
+# HAProxy takes no longer path of a socket. Serve's are below a folder with a node's id of 56 digits.
+_MAX_SOCKET_PATH = 97
+_HAPROXY_FOLDER = "ha"
+_LONGEST_SOCKET = f"{_HAPROXY_FOLDER}/{'0' * 56}/metrics.sock"
 # HAProxy's pages of its own and the proxy that it falls back on: by default fixed ports, that two clusters on one
 # machine would fight for.
 _PORT_VARIABLES = (
@@ -62,10 +66,10 @@ class LocalRay:
         check_ports(self._config)
         binary = required_haproxy(self._config)
         adopt_orphans()
-        self._folder = Path(tempfile.mkdtemp(prefix="chorus-"))
+        self._folder = make_folder()
         os.environ.update(ray_environment(self._config, self._folder))
         if binary is not None:
-            launcher = self._folder / "haproxy" / "bin" / "haproxy"
+            launcher = self._folder / _HAPROXY_FOLDER / "bin" / "haproxy"
             write_launcher(launcher, binary)
             os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(launcher)
         try:
@@ -101,6 +105,15 @@ class LocalRay:
             signal.signal(number, signal.SIG_IGN)
         ray.shutdown()
         end_children(_EXIT_TIMEOUT_S)
+
+
+def make_folder() -> Path:
+    """A new folder for a cluster's files: below the system's temporary folder, or /tmp if that one's path is long."""
+    folder = Path(tempfile.mkdtemp(prefix="chorus-"))
+    if len(str(folder / _LONGEST_SOCKET)) > _MAX_SOCKET_PATH:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="chorus-", dir="/tmp"))
+    return folder
 
 
 def adopt_orphans() -> None:
@@ -156,7 +169,7 @@ class JoinedRay:
 
 def ray_environment(config: ClusterConfig, folder: Path) -> dict[str, str]:
     """The environment variables that make Ray and Serve run as the configuration says."""
-    haproxy = folder / "haproxy"
+    haproxy = folder / _HAPROXY_FOLDER
     values = {
         "RAY_SERVE_ENABLE_HA_PROXY": str(int(config.data_plane.haproxy)),
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": str(int(config.data_plane.throughput_optimized)),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import httpx
@@ -60,6 +61,22 @@ def test_no_file_of_haproxy_lies_in_a_folder_that_other_clusters_share(tmp_path:
     assert "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC" in shared
     ours = ray_environment(load(None, {}), tmp_path)
     assert {name: ours.get(name, "").startswith(f"{tmp_path}/") for name in shared} == dict.fromkeys(shared, True)
+
+
+def test_a_cluster_s_folder_has_a_path_short_enough_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = tmp_path / ("deep" * 10)
+    far.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(far))
+    folder = local_ray.make_folder()
+    folder.rmdir()
+    assert list(far.iterdir()) == []
+    node = "f" * 56
+    for name in ("RAY_SERVE_HAPROXY_SOCKET_PATH", "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"):
+        path = Path(ray_environment(load(None, {}), folder)[name])
+        # Where Serve puts it: haproxy.py's _per_node.
+        assert len(str(path.parent / node / path.name)) <= 97
 
 
 def test_http_and_grpc_need_a_port_each() -> None:
