@@ -26,7 +26,8 @@ from chorus_workers.sampling_params import SamplingParams
 SHAPE = Shape(
     num_layers=2, num_heads=12, num_kv_heads=6, num_experts=12, num_experts_per_token=4, window=9, vocab_size=83
 )
-LOST_WITHIN_S = 1.0
+# Far less than what the shards give one another.
+LOST_WITHIN_S = 15.0
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def test_a_follower_that_hangs_is_given_up_and_not_waited_for_at_the_end(folder:
         with pytest.raises(RunnerError, match="lost another shard"):
             leader.run(Batch([replace(chunk(3, [4]), block_table=[*range(70), *[0] * (num_blocks - 70)])]))
         leader.close()
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < LOST_WITHIN_S
 
 
 def test_followers_end_with_their_leader(folder: Path) -> None:
@@ -132,10 +133,8 @@ def test_followers_end_with_their_leader(folder: Path) -> None:
         assert leader.stdout is not None and leader.stdout.readline() == "ready\n"
         # The follower waits for work. Its leader's process ends without a word.
         leader.kill()
-        begin = time.monotonic()
-        _, errors = follower.communicate(timeout=10)
+        _, errors = follower.communicate(timeout=LOST_WITHIN_S)
         assert follower.returncode == 1 and "RunnerError: shard 1 lost another shard" in errors
-        assert time.monotonic() - begin < LOST_WITHIN_S + 1  # a Python process takes its time to end
 
 
 def test_a_follower_that_cannot_load_ends_the_start(folder: Path, tmp_path: Path) -> None:
@@ -145,7 +144,7 @@ def test_a_follower_that_cannot_load_ends_the_start(folder: Path, tmp_path: Path
     with spawn_shard(1, 2, address, broken) as follower:
         with pytest.raises(RunnerError, match="shard"):
             create_runner(shard_config(folder, 2, address))
-        _, errors = follower.communicate(timeout=10)
+        _, errors = follower.communicate(timeout=LOST_WITHIN_S)
         assert "has no *.safetensors files" in errors
 
 

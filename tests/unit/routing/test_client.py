@@ -354,14 +354,14 @@ async def test_a_deadline_is_kept_even_if_no_worker_answers(monkeypatch: pytest.
 
 
 async def test_no_wait_for_room_goes_beyond_the_deadline() -> None:
-    full = BackPressureError(1, 1, retry_after_s=3.0)
+    full = BackPressureError(1, 1, retry_after_s=60.0)
     workers = FakeWorkers([tokens(10), lost()], *([full] for _ in range(9)))
     policy = RetryPolicy(max_attempts=2, backoff_s=0.01, max_backoff_s=60.0)
     client = ServeEngineClient(workers.generate, workers.model_info, policy)
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await collect(client, request(deadline_unix_s=time.time() + 0.1))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30
     assert len(workers.requests) > 2
 
 
