@@ -9,7 +9,9 @@ from chorus_workers.runner.base import RunnerInfo, SequenceChunk
 from chorus_workers.runner.reference import ReferenceRunner
 
 
-def make_runner(model: Model, *, block_size: int = 7, num_blocks: int = 200, num_slots: int = 5) -> ReferenceRunner:
+def make_runner(
+    model: Model, *, block_size: int = 7, num_blocks: int = 200, num_slots: int = 5, num_snapshots: int = 0
+) -> ReferenceRunner:
     """A runner whose KV memory is full of NaN but for the row that stands for the sink."""
     info = RunnerInfo(
         vocab_size=model.config.vocab_size,
@@ -19,6 +21,7 @@ def make_runner(model: Model, *, block_size: int = 7, num_blocks: int = 200, num
         num_slots=num_slots,
         max_batched_tokens=512,
         num_shards=1,
+        num_snapshots=num_snapshots,
     )
     runner = ReferenceRunner(model, info)
     poison(runner)

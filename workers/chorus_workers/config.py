@@ -22,6 +22,8 @@ class WorkerConfig:
     block_size: int = 16
     # Pages of full-attention KV. None: what fits into memory.
     num_kv_blocks: int | None = None
+    # Whether requests use KV again that earlier ones computed for the same beginning.
+    prefix_cache: bool = True
     # Requests running at once.
     max_num_seqs: int = 32
     # Tokens computed in one step, over all requests.

@@ -83,12 +83,12 @@ class WorkerCollector(Collector):
             ("chorus_preemptions", "Requests that gave up their KV memory for others.", stats.num_preemptions),
             (
                 "chorus_prefix_cache_queries",
-                "Prompt tokens looked up in the prefix cache; 0 without one.",
+                "Prompt tokens of requests when they first ran.",
                 stats.num_prefix_queries,
             ),
             (
                 "chorus_prefix_cache_hits",
-                "Prompt tokens found in the prefix cache; 0 without one.",
+                "Those of them whose KV was found in the prefix cache.",
                 stats.num_prefix_hits,
             ),
         ):

@@ -1,6 +1,7 @@
 """A clock that is set by hand, and a runner that simulates KV memory and refuses every wrong batch."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from zlib import crc32
 
 from chorus_workers.engine.engine import Engine
@@ -13,6 +14,8 @@ WINDOW = 5
 VOCAB_SIZE = 50
 STOP_TOKEN = 0
 NOT_FINITE_SEED = 666
+# A token, and the salt of the request that it was computed for.
+Entry = tuple[int | None, str]
 
 
 class ManualClock:
@@ -27,6 +30,7 @@ class SimulatedRunner(Runner):
     """Keeps token ids where a model would keep KV, in pages and rings, and draws from what it finds there.
 
     A scheduler that hands out a page twice, forgets a token or loses a ring gets another answer, or an AssertionError.
+    So does one that lets a request see what was written for another salt.
     """
 
     def __init__(
@@ -39,14 +43,27 @@ class SimulatedRunner(Runner):
         max_batched_tokens: int = 16,
         max_model_len: int = 64,
         step_time_s: float = 1.0,
+        num_snapshots: int = 0,
+        has_window_layers: bool = True,
     ) -> None:
         self._info = RunnerInfo(
-            VOCAB_SIZE, max_model_len, block_size, num_blocks, num_slots, max_batched_tokens, num_shards=1
+            VOCAB_SIZE,
+            max_model_len,
+            block_size,
+            num_blocks,
+            num_slots,
+            max_batched_tokens,
+            num_shards=1,
+            num_snapshots=num_snapshots,
+            has_window_layers=has_window_layers,
         )
         self._clock = clock
         self._step_time_s = step_time_s
-        self._pages: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
-        self._rings: list[list[int]] = [[] for _ in range(num_slots)]
+        self._pages: list[list[Entry]] = [[(None, "")] * block_size for _ in range(num_blocks)]
+        self._rings: list[list[Entry]] = [[] for _ in range(num_slots)]
+        self._snapshots: list[list[Entry]] = [[] for _ in range(num_snapshots)]
+        # Salts of requests that have one.
+        self.salts: Mapping[str, str] = {}
         self.batches: list[Batch] = []
 
     @property
@@ -56,6 +73,9 @@ class SimulatedRunner(Runner):
     def run(self, batch: Batch) -> StepResult:
         self._check(batch)
         self.batches.append(batch)
+        for chunk in batch.chunks:
+            if chunk.restore is not None:
+                self._rings[chunk.slot] = self._snapshots[chunk.restore]
         sampled = [self._run_chunk(chunk) for chunk in batch.chunks]
         if self._clock is not None:
             self._clock.now += self._step_time_s
@@ -69,26 +89,44 @@ class SimulatedRunner(Runner):
         assert chunks, "an empty batch was run"
         assert len({chunk.request_id for chunk in chunks}) == len(chunks)
         assert len({chunk.slot for chunk in chunks}) == len(chunks)
-        pages = [page for chunk in chunks for page in chunk.block_table]
-        assert len(set(pages)) == len(pages)
+        holders = Counter(page for chunk in chunks for page in set(chunk.block_table))
+        for chunk in chunks:
+            assert len(set(chunk.block_table)) == len(chunk.block_table)
+            assert all(holders[page] == 1 for page in self._written(chunk)), "a page that others hold is written"
+            assert chunk.restore is None or chunk.start > 0
+            stops = [chunk.start, *(position for position, _ in chunk.saves), chunk.start + len(chunk.token_ids)]
+            assert stops == sorted(stops) and stops[:1] != stops[1:2]
+            assert not chunk.saves or chunk.sample is None or len(chunk.token_ids) > 1
+        snapshots = [snapshot for chunk in chunks for _, snapshot in chunk.saves]
+        assert len(set(snapshots)) == len(snapshots)
         assert sum(len(chunk.token_ids) for chunk in chunks) <= self._info.max_batched_tokens
         assert all(chunk.token_ids for chunk in chunks)
 
-    def _run_chunk(self, chunk: SequenceChunk) -> SampledToken | None:
+    def _written(self, chunk: SequenceChunk) -> Sequence[int]:
+        """The pages that a chunk writes to."""
         size = self._info.block_size
-        for position, token_id in enumerate(chunk.token_ids, start=chunk.start):
-            self._pages[chunk.block_table[position // size]][position % size] = token_id
+        return chunk.block_table[chunk.start // size : (chunk.start + len(chunk.token_ids) - 1) // size + 1]
+
+    def _run_chunk(self, chunk: SequenceChunk) -> SampledToken | None:
+        size, salt = self._info.block_size, self.salts.get(chunk.request_id, "")
+        entries = [(token_id, salt) for token_id in chunk.token_ids]
+        for position, entry in enumerate(entries, start=chunk.start):
+            self._pages[chunk.block_table[position // size]][position % size] = entry
         ring = [] if chunk.start == 0 else self._rings[chunk.slot]
-        self._rings[chunk.slot] = [*ring, *chunk.token_ids][-WINDOW:]
+        self._rings[chunk.slot] = [*ring, *entries][-WINDOW:]
+        for position, snapshot in chunk.saves:
+            self._snapshots[snapshot] = [*ring, *entries[: position - chunk.start]][-WINDOW:]
         if chunk.sample is None:
             return None
         end = chunk.start + len(chunk.token_ids)
         assert end == len(chunk.sample.all_token_ids)
         seen = [self._pages[chunk.block_table[position // size]][position % size] for position in range(end)]
-        return draw(chunk.sample, seen, self._rings[chunk.slot])
+        window = self._rings[chunk.slot] if self._info.has_window_layers else seen[-WINDOW:]
+        assert {written_for for _, written_for in [*seen, *window]} == {salt}, "what another salt computed is seen"
+        return draw(chunk.sample, [token_id for token_id, _ in seen], [token_id for token_id, _ in window])
 
 
-def draw(sample: SampleRequest, seen: Sequence[int | None], ring: Sequence[int]) -> SampledToken:
+def draw(sample: SampleRequest, seen: Sequence[int | None], ring: Sequence[int | None]) -> SampledToken:
     if sample.params.seed == NOT_FINITE_SEED:
         return SampledToken(0, failed=True)
     token_id = crc32(repr((sample.params.seed, len(seen), seen, ring, sample.num_prompt_tokens)).encode()) % VOCAB_SIZE
@@ -160,3 +198,17 @@ def run_all(engine: Engine, gathered: Gathered | None = None) -> Gathered:
             return gathered
         gathered.take(engine.step())
     raise AssertionError("the engine does not come to an end")
+
+
+def check_partition(engine: Engine) -> None:
+    """What `check_integrity` leaves out, since it would take too long: no page and no snapshot is in two places."""
+    kv, cache = engine._kv, engine._kv._cache
+    pages = [*kv._free_blocks, *kv._idle_blocks, *kv._num_holders]
+    assert sorted(pages) == list(range(kv.num_blocks))
+    if cache is None:
+        return
+    running = [request.kv for request in engine._scheduler._running if request.kv]
+    saved = [snapshot for handle in running for _, snapshot in handle.saved]
+    assert sorted([*cache._free_snapshots, *cache._snapshots.values(), *saved]) == list(range(cache.num_snapshots))
+    assert all(cache._pages[name] == page for page, name in cache._hashes.items())
+    assert set(kv._idle_blocks) == {page for page in cache._hashes if page not in kv._num_holders}

@@ -1,10 +1,19 @@
-"""Random requests, aborts and deadlines on little memory: every answer is what it would be alone, and all memory comes
-back."""
+"""Random requests, aborts and deadlines on little memory, with and without a prefix cache: every answer is what it
+would be alone, nobody sees what another salt computed, and all memory comes back."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from tests.unit.engine.support import NOT_FINITE_SEED, Gathered, ManualClock, SimulatedRunner, alone, ask, run_all
+from tests.unit.engine.support import (
+    NOT_FINITE_SEED,
+    Gathered,
+    ManualClock,
+    SimulatedRunner,
+    alone,
+    ask,
+    check_partition,
+    run_all,
+)
 
 from chorus_workers.engine.engine import Engine
 from chorus_workers.engine.request import FinishReason, GenerationRequest
@@ -13,29 +22,55 @@ NUM_BLOCKS, BLOCK_SIZE = 12, 3
 MAX_MODEL_LEN = NUM_BLOCKS * BLOCK_SIZE
 
 
+# What prompts begin with, so that some begin alike.
+STEM = [n * n % 50 for n in range(MAX_MODEL_LEN)]
+
+
 class Churn(RuleBasedStateMachine):
+    num_snapshots = 3
+    has_window_layers = True
+    prefix_cache = True
+
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock()
-        runner = SimulatedRunner(
-            self.clock, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, num_slots=4, max_batched_tokens=7
+        self.runner = SimulatedRunner(
+            self.clock,
+            num_blocks=NUM_BLOCKS,
+            block_size=BLOCK_SIZE,
+            num_slots=4,
+            max_batched_tokens=7,
+            num_snapshots=self.num_snapshots,
+            has_window_layers=self.has_window_layers,
         )
-        self.engine = Engine(runner, max_queued_requests=6, clock=self.clock)
+        self.engine = Engine(self.runner, max_queued_requests=6, clock=self.clock, prefix_cache=self.prefix_cache)
+        self.runner.salts = self.salts = {}
         self.asked: dict[str, GenerationRequest] = {}
         self.refused: set[str] = set()
         self.gathered = Gathered()
 
     @rule(
-        prompt=st.lists(st.integers(0, 49), min_size=1, max_size=MAX_MODEL_LEN + 2),
+        stem=st.one_of(st.just(0), st.integers(1, MAX_MODEL_LEN)),
+        rest=st.lists(st.integers(0, 49), min_size=1, max_size=MAX_MODEL_LEN + 2),
         max_tokens=st.integers(0, 30),
         seed=st.one_of(st.integers(0, 1000), st.just(NOT_FINITE_SEED)),
         patience=st.one_of(st.none(), st.integers(0, 30)),
         priority=st.sampled_from([0, 0, 0, 1]),
         resumed_share=st.sampled_from([0, 0, 0.5, 0.9]),
+        salt=st.sampled_from(["", "", "tenant"]),
     )
     def submit(
-        self, prompt: list[int], max_tokens: int, seed: int, patience: int | None, priority: int, resumed_share: float
+        self,
+        stem: int,
+        rest: list[int],
+        max_tokens: int,
+        seed: int,
+        patience: int | None,
+        priority: int,
+        resumed_share: float,
+        salt: str,
     ) -> None:
+        prompt = [*STEM[:stem], *rest[: len(rest) if stem == 0 else 5]]
         deadline = float("inf") if patience is None else self.clock.now + patience
         asked = ask(
             f"r{len(self.asked)}",
@@ -46,7 +81,9 @@ class Churn(RuleBasedStateMachine):
             deadline=deadline,
             priority=priority,
             num_resumed_tokens=min(int(len(prompt) * resumed_share), len(prompt) - 1),
+            cache_salt=salt,
         )
+        self.salts[asked.request_id] = salt
         self.asked[asked.request_id] = asked
         self.engine.add(asked)
 
@@ -65,6 +102,7 @@ class Churn(RuleBasedStateMachine):
     @invariant()
     def accounts_agree(self) -> None:
         self.engine.check_integrity()
+        check_partition(self.engine)
 
     def teardown(self) -> None:
         self.step(1)
@@ -80,5 +118,18 @@ class Churn(RuleBasedStateMachine):
                 assert (drawn, reason) == (expected, expected_reason)
 
 
+class ChurnWithoutWindows(Churn):
+    num_snapshots = 0
+    has_window_layers = False
+
+
+class ChurnWithoutCache(Churn):
+    num_snapshots = 0
+    prefix_cache = False
+
+
 TestChurn = Churn.TestCase
+TestChurnWithoutWindows = ChurnWithoutWindows.TestCase
+TestChurnWithoutCache = ChurnWithoutCache.TestCase
 TestChurn.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestChurnWithoutWindows.settings = TestChurnWithoutCache.settings = settings(TestChurn.settings, max_examples=50)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from chorus_workers.engine.kv_cache import KVCacheManager
 from chorus_workers.engine.output import StepOutput
+from chorus_workers.engine.prefix_cache import PrefixCache
 from chorus_workers.engine.request import GenerationRequest, Refused
 from chorus_workers.engine.scheduler import Scheduler, SchedulerLimits
 from chorus_workers.engine.stats import EngineLoad, EngineStats
@@ -14,14 +15,24 @@ from chorus_workers.runner.base import Runner, RunnerInfo, StepResult
 class Engine:
     """Continuous batching over a runner. Not thread-safe; does no I/O but what the runner does.
 
-    `clock` returns seconds; deadlines and arrival times are on it.
+    `clock` returns seconds; deadlines and arrival times are on it. With `prefix_cache`, requests that begin alike use
+    the same KV.
     """
 
-    def __init__(self, runner: Runner, *, max_queued_requests: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, runner: Runner, *, max_queued_requests: int, clock: Callable[[], float], prefix_cache: bool = True
+    ) -> None:
         info = runner.info
         self.stats = EngineStats()
         self._runner = runner
-        self._kv = KVCacheManager(num_blocks=info.num_blocks, block_size=info.block_size, num_slots=info.num_slots)
+        self._kv = KVCacheManager(
+            num_blocks=info.num_blocks,
+            block_size=info.block_size,
+            num_slots=info.num_slots,
+            prefix_cache=PrefixCache(num_snapshots=info.num_snapshots, has_window_layers=info.has_window_layers)
+            if prefix_cache
+            else None,
+        )
         limits = SchedulerLimits(
             max_model_len=info.max_model_len,
             max_num_seqs=info.num_slots,
@@ -60,7 +71,7 @@ class Engine:
         return self._scheduler.load()
 
     def check_integrity(self) -> None:
-        """Raises AssertionError unless all accounts agree: queues, requests, pages, slots."""
+        """Raises AssertionError unless all accounts agree: queues, requests, pages, slots, snapshots."""
         self._scheduler.check_integrity()
 
     def close(self) -> None:

@@ -140,7 +140,12 @@ def run(sock: socket.socket) -> None:
             if not isinstance(config, WorkerConfig):
                 raise TypeError(f"expected a WorkerConfig first, not {type(config).__name__}")
             runner = load_runner(config)
-            engine = Engine(runner, max_queued_requests=config.max_queued_requests, clock=time.monotonic)
+            engine = Engine(
+                runner,
+                max_queued_requests=config.max_queued_requests,
+                clock=time.monotonic,
+                prefix_cache=config.prefix_cache,
+            )
             try:
                 serve(link, engine, engine.info)
             except ReplicaGone:

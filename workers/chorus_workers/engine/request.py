@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from chorus_workers.engine.kv_cache import KVHandle
+from chorus_workers.engine.prefix_cache import PageHashes
 from chorus_workers.sampling_params import SamplingParams
 
 
@@ -66,6 +67,8 @@ class GenerationRequest:
     deadline: float = math.inf
     # Lower runs first; equals in order of arrival.
     priority: int = 0
+    # Cached KV is shared only among requests of the same salt.
+    cache_salt: str = ""
 
 
 class Request:
@@ -80,13 +83,14 @@ class Request:
         "num_computed_tokens",
         "num_prompt_tokens",
         "order",
+        "page_hashes",
         "params",
         "request_id",
         "started",
         "token_ids",
     )
 
-    def __init__(self, asked: GenerationRequest, *, number: int, max_model_len: int) -> None:
+    def __init__(self, asked: GenerationRequest, *, number: int, max_model_len: int, block_size: int) -> None:
         """`number` counts admissions: among equals, the smaller runs first."""
         self.request_id = asked.request_id
         self.params = asked.params
@@ -102,6 +106,7 @@ class Request:
         # earlier attempt, or from sampling.
         self.num_computed_tokens = 0
         self.kv: KVHandle | None = None
+        self.page_hashes = PageHashes(block_size, asked.cache_salt)
         # Whether it ever ran: a preempted request has, and keeps its queue time.
         self.started = False
         self.last_token_time: float | None = None

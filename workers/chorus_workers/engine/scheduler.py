@@ -7,6 +7,9 @@ budget goes to those with more (prefill, in chunks), then to waiting ones. So a 
 A request is admitted with pages for all the tokens it knows, in order of priority and arrival. As answers grow, pages
 may run out: then the request that came last gives up its KV and waits to be computed again. Its tokens stay, and random
 numbers depend on the position alone, so its answer doesn't change.
+
+Where the KV memory still holds the beginning of a request, the request starts behind it. What it computes becomes known
+to others once a token was drawn from finite logits, which shows that all before it is sound.
 """
 
 import math
@@ -77,7 +80,9 @@ class Scheduler:
         Errors: Refused, with nothing changed, when the request can never fit, the queue is full, its id is in use, or
         its deadline has passed.
         """
-        request = Request(asked, number=self._num_admitted, max_model_len=self._max_model_len)
+        request = Request(
+            asked, number=self._num_admitted, max_model_len=self._max_model_len, block_size=self._kv.block_size
+        )
         if refusal := self._find_refusal(request):
             raise Refused(refusal)
         self._num_admitted += 1
@@ -181,7 +186,7 @@ class Scheduler:
             if request.num_uncomputed_tokens == 1:
                 if not self._make_room(request):
                     return
-                chunks.append(_chunk(request, 1))
+                chunks.append(self._chunk(request, 1))
             index += 1
 
     def _schedule_prefill(self, chunks: list[SequenceChunk], budget: int) -> int:
@@ -197,7 +202,7 @@ class Scheduler:
         reserve = math.ceil(self._kv.num_blocks * _RESERVED_SHARE)
         while budget > 0 and self._waiting and len(self._running) < self._limits.max_num_seqs:
             request = self._waiting[0]
-            handle = self._kv.allocate(request.token_ids, reserve=reserve if self._running else 0)
+            handle = self._kv.allocate(request.token_ids, request.page_hashes, reserve=reserve if self._running else 0)
             if handle is None:
                 return
             del self._waiting[0]
@@ -205,16 +210,39 @@ class Scheduler:
             request.num_computed_tokens = handle.num_cached_tokens
             insort(self._running, request, key=_order)
             if not request.started:
-                request.started = True
-                queue_time = now - request.arrival_time
-                self._stats.queue_time.observe(queue_time)
-                self._output.started[request.request_id] = (queue_time, handle.num_cached_tokens)
+                self._start(request, now)
             budget -= self._prefill(request, chunks, budget)
+
+    def _start(self, request: Request, now: float) -> None:
+        """Counts a request that runs for the first time."""
+        request.started = True
+        queue_time = now - request.arrival_time
+        num_cached = min(request.num_computed_tokens, request.num_prompt_tokens)
+        self._stats.queue_time.observe(queue_time)
+        self._stats.num_prefix_queries += request.num_prompt_tokens
+        self._stats.num_prefix_hits += num_cached
+        self._output.started[request.request_id] = (queue_time, num_cached)
 
     def _prefill(self, request: Request, chunks: list[SequenceChunk], budget: int) -> int:
         num_tokens = min(budget, request.num_uncomputed_tokens)
-        chunks.append(_chunk(request, num_tokens))
+        chunks.append(self._chunk(request, num_tokens))
         return num_tokens
+
+    def _chunk(self, request: Request, num_tokens: int) -> SequenceChunk:
+        handle, token_ids = request.kv, request.token_ids
+        assert handle is not None
+        start, end = request.num_computed_tokens, request.num_computed_tokens + num_tokens
+        sample = SampleRequest(request.params, token_ids, request.num_prompt_tokens) if end == len(token_ids) else None
+        return SequenceChunk(
+            request_id=request.request_id,
+            slot=handle.slot,
+            start=start,
+            token_ids=token_ids[start:end],
+            block_table=handle.block_table,
+            sample=sample,
+            restore=handle.restore if start == handle.num_cached_tokens else None,
+            saves=self._kv.plan_saves(handle, end),
+        )
 
     def _make_room(self, request: Request) -> bool:
         """Gets a page for the request's next token, if it needs one, from whoever came last. False if that is itself.
@@ -241,6 +269,8 @@ class Scheduler:
         if sampled.failed:
             self._finish(request, FinishReason.ERROR, "the model's logits were not finite")
             return
+        assert request.kv is not None
+        self._kv.register(request.kv, request.token_ids, request.num_computed_tokens)
         if request.last_token_time is None:
             self._stats.time_to_first_token.observe(now - request.arrival_time)
         request.last_token_time = now
@@ -294,17 +324,3 @@ class Scheduler:
 
 def _order(request: Request) -> tuple[int, int]:
     return request.order
-
-
-def _chunk(request: Request, num_tokens: int) -> SequenceChunk:
-    assert request.kv is not None
-    start, end = request.num_computed_tokens, request.num_computed_tokens + num_tokens
-    token_ids = request.token_ids
-    return SequenceChunk(
-        request_id=request.request_id,
-        slot=request.kv.slot,
-        start=start,
-        token_ids=token_ids[start:end],
-        block_table=request.kv.block_table,
-        sample=SampleRequest(request.params, token_ids, request.num_prompt_tokens) if end == len(token_ids) else None,
-    )

@@ -42,13 +42,13 @@ class EngineLoad:
 class EngineStats:
     """Totals since the engine started. Times are in seconds."""
 
-    # Tokens whose KV was computed: of prompts, of answers, and of both again after a preemption.
+    # Tokens whose KV was computed: of prompts, of answers, and of both again after a preemption; not what was cached.
     num_computed_tokens: int = 0
     # Tokens of admitted prompts, resumed ones not counted.
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_preemptions: int = 0
-    # Prompt tokens looked up in, and found in, the prefix cache. Both stay 0 until there is one.
+    # Prompt tokens looked up in, and found in, the prefix cache, when a request first ran.
     num_prefix_queries: int = 0
     num_prefix_hits: int = 0
     # By the lower-case name of the reason.

@@ -3,6 +3,9 @@
 A runner owns the weights, the KV memory and the sampler. It is told where to read and write: each request has a *slot*
 (its ring of window-layer KV, and nothing else, is addressed by it) and a *block table* (its pages of full-attention
 KV). A runner keeps no other state about a request: a step's batch says everything it needs.
+
+A ring moves on and forgets. So that a later request can begin in the middle of what an earlier one computed, a runner
+also owns *snapshots*, numbered buffers that hold a whole ring each, and is told when to save and restore one.
 """
 
 from abc import ABC, abstractmethod
@@ -23,6 +26,10 @@ class RunnerInfo:
     num_slots: int
     max_batched_tokens: int
     num_shards: int
+    # Rings of a slot that can be kept beside those in use.
+    num_snapshots: int = 0
+    # Without window layers a request can begin behind any cached page; with them it takes a snapshot.
+    has_window_layers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,12 @@ class SequenceChunk:
     block_table: Sequence[int]
     # None while the chunk doesn't reach the last known token.
     sample: SampleRequest | None
+    # The snapshot that the slot's ring is filled from before anything of the batch is computed or saved. None: the ring
+    # goes on as it is.
+    restore: int | None = None
+    # (position, snapshot): the snapshot must get the ring as it is when position - 1 has been computed and position has
+    # not. start < position <= start + len(token_ids), in order; never where the chunk is one token and a sample.
+    saves: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +97,7 @@ class Runner(ABC):
 
     @abstractmethod
     def run(self, batch: Batch) -> StepResult:
-        """Computes the chunks, writes their KV, and samples where asked.
+        """Restores rings, computes the chunks, writes their KV, saves rings, and samples where asked.
 
         Errors: RunnerError when the device or another shard is lost; the engine can't go on then.
         """

@@ -6,7 +6,7 @@ from pathlib import Path
 from chorus_workers.model.config import ModelConfig
 from chorus_workers.model.weights import Shard
 from chorus_workers.runner.base import RunnerInfo
-from chorus_workers.runner.kv_memory import kv_bytes_per_token
+from chorus_workers.runner.kv_memory import kv_bytes_per_token, ring_bytes
 
 DEMO_MODEL = "demo"
 _DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
@@ -14,6 +14,9 @@ _DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
 _KV_MEMORY_SHARE = 0.25
 # ... and no more than this many tokens a slot: a small model on a large machine needs no more.
 _KV_TOKENS_PER_SLOT = 8192
+# Snapshots of rings take this share of what the pages take, on top: one for each 1,024 tokens where half of the layers
+# have a window of 128. There are at least as many as slots.
+_SNAPSHOT_SHARE = 0.125
 # Matrices of fewer elements are multiplied by one thread: more of them spend their time waiting for one another, and
 # where other processes want the CPUs too, steps take ten times as long.
 _SMALL_MATRIX = 1 << 19
@@ -39,6 +42,8 @@ class RunnerConfig:
     num_threads: int | None = None
     # host:port at which shard 0 awaits the others. None: there are none.
     shard_address: str | None = None
+    # Whether to reserve memory for snapshots.
+    prefix_cache: bool = True
 
     @property
     def folder(self) -> Path:
@@ -73,7 +78,19 @@ def resolve(config: RunnerConfig, model: ModelConfig, free_bytes: int) -> Runner
         num_slots=config.num_slots,
         max_batched_tokens=config.max_batched_tokens,
         num_shards=config.num_shards,
+        num_snapshots=_resolve_snapshots(config, model, num_blocks),
+        has_window_layers=model.window > 0,
     )
+
+
+def _resolve_snapshots(config: RunnerConfig, model: ModelConfig, num_blocks: int) -> int:
+    shard = Shard(0, config.num_shards)
+    if not config.prefix_cache or not model.window:
+        return 0
+    page_bytes = num_blocks * config.block_size * kv_bytes_per_token(model, shard)
+    by_memory = int(page_bytes * _SNAPSHOT_SHARE) // ring_bytes(model, shard)
+    # More than one a page can't be of use.
+    return min(max(by_memory, config.num_slots), num_blocks)
 
 
 def resolve_threads(config: RunnerConfig, model: ModelConfig, num_cpus: int) -> int:

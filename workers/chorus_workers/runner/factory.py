@@ -29,6 +29,7 @@ def runner_config(config: WorkerConfig) -> RunnerConfig:
         num_shards=config.num_shards,
         num_threads=config.num_threads,
         shard_address=config.shard_address,
+        prefix_cache=config.prefix_cache,
     )
 
 

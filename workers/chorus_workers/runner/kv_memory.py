@@ -1,8 +1,8 @@
 """The reference runner's KV memory: pages for full-attention layers, rings for window layers.
 
 Every layer has one tensor [Hkv, rows, 2 D], keys before values. Row 0 is all zeros and is never written: gathers start
-with it, for the sink, and are padded with it. Then come the pages' positions, or the slots' rings of `window` rows.
-Rows are gathered one by one, so that nothing is read that its own request didn't write.
+with it, for the sink, and are padded with it. Then come the pages' positions, or the slots' rings of `window` rows and,
+alike, the snapshots. Rows are gathered one by one, so that nothing is read that its own request didn't write.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,27 @@ from chorus_workers.model.weights import Shard
 class KVMemory:
     """Preallocated KV of one shard, float32. The operating system commits a page when it is first written."""
 
-    def __init__(self, config: ModelConfig, shard: Shard, *, num_blocks: int, block_size: int, num_slots: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        shard: Shard,
+        *,
+        num_blocks: int,
+        block_size: int,
+        num_slots: int,
+        num_snapshots: int = 0,
+    ) -> None:
         self.block_size = block_size
         self.window = config.window
+        self._num_slots = num_slots
         num_heads = config.num_kv_heads // shard.size
-        rows = {True: 1 + num_slots * config.window, False: 1 + num_blocks * block_size}
+        rows = {True: 1 + (num_slots + num_snapshots) * config.window, False: 1 + num_blocks * block_size}
         self.layers = tuple(
             torch.empty(num_heads, rows[window is not None], 2 * config.head_dim) for window in config.windows
         )
         for memory in self.layers:
             memory[:, 0] = 0
+        self._windowed = [memory for memory, window in zip(self.layers, config.windows, strict=True) if window]
 
     def page_row(self, block_table: Sequence[int], position: int) -> int:
         """The row of a position in pages."""
@@ -37,11 +48,27 @@ class KVMemory:
         """The row of a position in a slot's ring."""
         return 1 + slot * self.window + position % self.window
 
+    def snapshot_slot(self, snapshot: int) -> int:
+        """A snapshot as a slot, whose ring it is: a position has the same row in both."""
+        return self._num_slots + snapshot
+
+    def copy_ring(self, source: int, target: int) -> None:
+        """Copies the ring of a slot to another one."""
+        first, other, size = self.ring_row(source, 0), self.ring_row(target, 0), self.window
+        for memory in self._windowed:
+            memory[:, other : other + size] = memory[:, first : first + size]
+
 
 def kv_bytes_per_token(config: ModelConfig, shard: Shard) -> int:
     """Bytes that one position takes in the pages of all full-attention layers of a shard."""
     num_layers = sum(window is None for window in config.windows)
     return num_layers * config.num_kv_heads // shard.size * 2 * config.head_dim * torch.float32.itemsize
+
+
+def ring_bytes(config: ModelConfig, shard: Shard) -> int:
+    """Bytes that the ring of one slot, or one snapshot, takes in all window layers of a shard."""
+    num_layers = sum(window is not None for window in config.windows)
+    return num_layers * config.window * config.num_kv_heads // shard.size * 2 * config.head_dim * torch.float32.itemsize
 
 
 def gather(memory: Tensor, rows: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from chorus_workers.runner.base import Batch, Runner, RunnerInfo, SampledToken, 
 from chorus_workers.runner.hybrid_attention import HybridAttention
 from chorus_workers.runner.kv_memory import KVMemory
 from chorus_workers.runner.sampler import Sampler
-from chorus_workers.runner.step_plan import plan_step
+from chorus_workers.runner.step_plan import plan_step, prepare_rings
 
 
 class ReferenceRunner(Runner):
@@ -29,6 +29,7 @@ class ReferenceRunner(Runner):
             num_blocks=info.num_blocks,
             block_size=info.block_size,
             num_slots=info.num_slots,
+            num_snapshots=info.num_snapshots,
         )
 
     @property
@@ -52,6 +53,7 @@ class ReferenceRunner(Runner):
     @torch.inference_mode()
     def forward(self, chunks: Sequence[SequenceChunk]) -> Tensor:
         """Computes the chunks and writes their KV. Returns float32 [chunks, H]: `Transformer.forward` of their ends."""
+        prepare_rings(chunks, self.memory)
         plan = plan_step(chunks, self.memory, self._num_heads)
         model = self._transformer.model
         attention = HybridAttention(model.config, self.memory, plan)

@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import islice
 from types import TracebackType
 
 import torch
@@ -151,29 +152,34 @@ class ShardLeader(ReferenceRunner):
 def follow(model: Model, links: ShardLinks) -> None:
     """Runs shard 0's batches on this shard until shard 0 closes. Errors: RunnerError when another shard is lost."""
     links.await_all()
-    runner = ReferenceRunner(model, RunnerInfo(*links.receive()), links)
+    info = RunnerInfo(*links.receive())  # type: ignore[arg-type]  # has_window_layers comes as 0 or 1
+    runner = ReferenceRunner(model, info, links)
     links.await_all()
     while numbers := links.receive():
         runner.forward(decode_chunks(numbers))
 
 
 def encode_chunks(chunks: Sequence[SequenceChunk]) -> list[int]:
-    """What followers need of a batch, as numbers: how many chunks; then for each slot, start, counts, and contents."""
+    """What followers need of a batch, as numbers: how many chunks; then for each slot, start, the snapshot to restore
+    (-1: none), counts, and contents."""
     numbers = [len(chunks)]
     for chunk in chunks:
-        numbers += (chunk.slot, chunk.start, len(chunk.token_ids), len(chunk.block_table))
+        restore = -1 if chunk.restore is None else chunk.restore
+        numbers += (chunk.slot, chunk.start, restore, len(chunk.token_ids), len(chunk.block_table), len(chunk.saves))
         numbers += chunk.token_ids
         numbers += chunk.block_table
+        for save in chunk.saves:
+            numbers += save
     return numbers
 
 
 def decode_chunks(numbers: Sequence[int]) -> list[SequenceChunk]:
     """The inverse of `encode_chunks`, without request ids and sampling: followers need neither."""
-    chunks, at = [], 1
-    for _ in range(numbers[0]):
-        slot, start, num_tokens, num_blocks = numbers[at : at + 4]
-        tokens_end = at + 4 + num_tokens
-        table = numbers[tokens_end : tokens_end + num_blocks]
-        chunks.append(SequenceChunk("", slot, start, numbers[at + 4 : tokens_end], table, None))
-        at = tokens_end + num_blocks
+    chunks, rest = [], iter(numbers)
+    for _ in range(next(rest)):
+        slot, start, restore, num_tokens, num_blocks, num_saves = islice(rest, 6)
+        token_ids, table = list(islice(rest, num_tokens)), list(islice(rest, num_blocks))
+        saves = [(next(rest), next(rest)) for _ in range(num_saves)]
+        restored = None if restore == -1 else restore
+        chunks.append(SequenceChunk("", slot, start, token_ids, table, None, restored, saves))
     return chunks

@@ -3,6 +3,9 @@
 Tokens are laid out decode first, by context length, then prefill. Decode sequences attend in groups of like length,
 padded; a prefill chunk attends alone, in tiles of queries. A window layer's chunk reads the ring as it was before the
 chunk, and its own KV beside it: the ring needs no room for more than the window.
+
+A ring that is to be saved at a position within a chunk is never there as a whole. So the snapshot gets what the ring
+held before the step, and then, like the ring, the chunk's tokens up to that position.
 """
 
 from collections.abc import Sequence
@@ -65,8 +68,8 @@ class StepPlan:
     token_ids: Tensor  # int64 [T]
     positions: Tensor  # int64 [T]
     page_writes: Tensor  # int64 [T]: each token's row in pages
-    ring_writes: Tensor  # int64 [R]: rows in rings, of the tokens
-    ring_tokens: Tensor | None  # int64 [R]; None: all
+    ring_writes: Tensor  # int64 [R]: rows in rings and snapshots, of the tokens
+    ring_tokens: Tensor | None  # int64 [R]; None: all, in order
     decode: tuple[DecodeGroup, ...]
     prefill: tuple[PrefillChunk, ...]
     # For each chunk of the batch, in its order: its last token.
@@ -88,7 +91,7 @@ def plan_step(chunks: Sequence[SequenceChunk], memory: KVMemory, num_heads: int)
         positions=torch.tensor([c.start + i for c in ordered for i in range(len(c.token_ids))]),
         page_writes=torch.tensor(page_writes),
         ring_writes=torch.tensor(ring_writes, dtype=torch.int64),
-        ring_tokens=None if len(ring_tokens) == ends[-1] else torch.tensor(ring_tokens, dtype=torch.int64),
+        ring_tokens=None if ring_tokens == list(range(ends[-1])) else torch.tensor(ring_tokens, dtype=torch.int64),
         decode=tuple(_decode_groups(ordered[:num_decode], memory)),
         prefill=tuple(
             _prefill_chunk(chunk, slice(start, end), memory, num_heads)
@@ -98,18 +101,30 @@ def plan_step(chunks: Sequence[SequenceChunk], memory: KVMemory, num_heads: int)
     )
 
 
+def prepare_rings(chunks: Sequence[SequenceChunk], memory: KVMemory) -> None:
+    """Fills rings from snapshots, and snapshots with what the rings hold so far."""
+    for chunk in chunks:
+        if chunk.restore is not None:
+            memory.copy_ring(memory.snapshot_slot(chunk.restore), chunk.slot)
+    for chunk in chunks:
+        for _, snapshot in chunk.saves:
+            memory.copy_ring(chunk.slot, memory.snapshot_slot(snapshot))
+
+
 def _writes(chunks: Sequence[SequenceChunk], memory: KVMemory) -> tuple[list[int], list[int], list[int]]:
-    """Each token's row in pages; the rows in rings, and which tokens they are: a chunk's last ones, if it is longer."""
+    """Each token's row in pages; the rows in rings and snapshots, and which tokens they are: of a chunk that is longer,
+    the last ones before its end, or before the position that is saved."""
     page_writes: list[int] = []
     ring_writes: list[int] = []
     ring_tokens: list[int] = []
     for chunk in chunks:
-        skipped = max(0, len(chunk.token_ids) - memory.window)
-        for i in range(len(chunk.token_ids)):
-            if i >= skipped:
-                ring_tokens.append(len(page_writes))
-                ring_writes.append(memory.ring_row(chunk.slot, chunk.start + i))
-            page_writes.append(memory.page_row(chunk.block_table, chunk.start + i))
+        first, start, end = len(page_writes), chunk.start, chunk.start + len(chunk.token_ids)
+        saves = [(position, memory.snapshot_slot(snapshot)) for position, snapshot in chunk.saves]
+        for stop, slot in ((end, chunk.slot), *saves):
+            for position in range(max(start, stop - memory.window), stop):
+                ring_tokens.append(first + position - start)
+                ring_writes.append(memory.ring_row(slot, position))
+        page_writes += [memory.page_row(chunk.block_table, position) for position in range(start, end)]
     return page_writes, ring_writes, ring_tokens
 
 
