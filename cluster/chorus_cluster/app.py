@@ -69,6 +69,7 @@ def _workers(config: AppConfig) -> Application:
             max_model_len=workers.max_model_len,
             block_size=workers.kv.block_size,
             num_kv_blocks=workers.kv.num_blocks,
+            prefix_cache=workers.kv.prefix_cache,
             max_num_seqs=workers.max_num_seqs,
             max_batched_tokens=workers.max_batched_tokens,
             max_queued_requests=workers.max_queued_requests,

@@ -71,6 +71,8 @@ class KvConfig:
     block_size: Count = 16
     # Pages of an engine. Unset: what the memory holds.
     num_blocks: Count | None = None
+    # Requests that begin alike use the same KV, as long as the memory still holds it.
+    prefix_cache: Switch = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from chorus_workers.sampling_params import MAX_TOP_LOGPROBS, SamplingParams
 MAX_REQUEST_ID_LENGTH = 256
 MAX_LOGIT_BIAS_ENTRIES = 1024
 MAX_STOP_TOKEN_IDS = 1024
+MAX_CACHE_SALT_BYTES = 256
 
 
 def request_from_pb(request: engine_pb2.GenerateRequest, info: RunnerInfo) -> GenerationRequest:
@@ -33,6 +34,8 @@ def request_from_pb(request: engine_pb2.GenerateRequest, info: RunnerInfo) -> Ge
     _check_token_ids("prompt_token_ids", int(np.frombuffer(prompt_token_ids, dtype=np.uintc).max()), info)
     if request.num_resumed_tokens >= len(prompt_token_ids):
         raise _invalid("num_resumed_tokens", "must be less than the number of prompt_token_ids")
+    if len(request.cache_salt.encode()) > MAX_CACHE_SALT_BYTES:
+        raise _invalid("cache_salt", f"must have at most {MAX_CACHE_SALT_BYTES} bytes")
     return GenerationRequest(
         request_id=request.request_id,
         prompt_token_ids=prompt_token_ids,
@@ -41,6 +44,7 @@ def request_from_pb(request: engine_pb2.GenerateRequest, info: RunnerInfo) -> Ge
         num_resumed_tokens=request.num_resumed_tokens,
         arrival_time=time.monotonic(),
         deadline=_deadline(request),
+        cache_salt=request.cache_salt,
     )
 
 

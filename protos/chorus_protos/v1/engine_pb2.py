@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63horus_protos/v1/engine.proto\x12\tchorus.v1\"\xfe\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12<\n\nlogit_bias\x18\t \x03(\x0b\x32(.chorus.v1.SamplingParams.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x08\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"\xce\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.chorus.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x1a\n\x12num_resumed_tokens\x18\x05 \x01(\r\x12\x1c\n\x0f\x64\x65\x61\x64line_unix_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x12\n\x10_deadline_unix_s\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"b\n\x10PositionLogprobs\x12(\n\x07sampled\x18\x01 \x01(\x0b\x32\x17.chorus.v1.TokenLogprob\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.chorus.v1.TokenLogprob\"\x81\x01\n\x07Refusal\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.chorus.v1.RefusalReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x1a\n\rretry_after_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_retry_after_s\"\xf1\x01\n\x10GenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12-\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1b.chorus.v1.PositionLogprobs\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.chorus.v1.FinishReason\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\r\x12\x14\n\x0cqueue_time_s\x18\x05 \x01(\x01\x12#\n\x07refusal\x18\x06 \x01(\x0b\x32\x12.chorus.v1.Refusal\x12\x15\n\rerror_message\x18\x07 \x01(\t\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0f\n\rAbortResponse\"\x15\n\x13GetModelInfoRequest\"\x87\x01\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nnum_shards\x18\x04 \x01(\r\x12\x15\n\rkv_block_size\x18\x05 \x01(\r\x12\x15\n\rnum_kv_blocks\x18\x06 \x01(\r\"\x10\n\x0eGetLoadRequest\"h\n\nEngineLoad\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x1e\n\x16num_outstanding_tokens\x18\x03 \x01(\x04\x12\x10\n\x08kv_usage\x18\x04 \x01(\x01*\xad\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x05*\xb0\x01\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12#\n\x1fREFUSAL_REASON_INVALID_ARGUMENT\x10\x01\x12\x1d\n\x19REFUSAL_REASON_OVERLOADED\x10\x02\x12\x1e\n\x1aREFUSAL_REASON_UNAVAILABLE\x10\x03\x12\x1b\n\x17REFUSAL_REASON_DEADLINE\x10\x04\x32\x95\x02\n\rEngineService\x12\x45\n\x08Generate\x12\x1a.chorus.v1.GenerateRequest\x1a\x1b.chorus.v1.GenerateResponse0\x01\x12:\n\x05\x41\x62ort\x12\x17.chorus.v1.AbortRequest\x1a\x18.chorus.v1.AbortResponse\x12\x44\n\x0cGetModelInfo\x12\x1e.chorus.v1.GetModelInfoRequest\x1a\x14.chorus.v1.ModelInfo\x12;\n\x07GetLoad\x12\x19.chorus.v1.GetLoadRequest\x1a\x15.chorus.v1.EngineLoadb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63horus_protos/v1/engine.proto\x12\tchorus.v1\"\xfe\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12<\n\nlogit_bias\x18\t \x03(\x0b\x32(.chorus.v1.SamplingParams.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x08\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"\xe2\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.chorus.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x1a\n\x12num_resumed_tokens\x18\x05 \x01(\r\x12\x1c\n\x0f\x64\x65\x61\x64line_unix_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\ncache_salt\x18\x07 \x01(\tB\x12\n\x10_deadline_unix_s\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"b\n\x10PositionLogprobs\x12(\n\x07sampled\x18\x01 \x01(\x0b\x32\x17.chorus.v1.TokenLogprob\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.chorus.v1.TokenLogprob\"\x81\x01\n\x07Refusal\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.chorus.v1.RefusalReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x1a\n\rretry_after_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_retry_after_s\"\xf1\x01\n\x10GenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12-\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1b.chorus.v1.PositionLogprobs\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.chorus.v1.FinishReason\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\r\x12\x14\n\x0cqueue_time_s\x18\x05 \x01(\x01\x12#\n\x07refusal\x18\x06 \x01(\x0b\x32\x12.chorus.v1.Refusal\x12\x15\n\rerror_message\x18\x07 \x01(\t\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0f\n\rAbortResponse\"\x15\n\x13GetModelInfoRequest\"\x87\x01\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nnum_shards\x18\x04 \x01(\r\x12\x15\n\rkv_block_size\x18\x05 \x01(\r\x12\x15\n\rnum_kv_blocks\x18\x06 \x01(\r\"\x10\n\x0eGetLoadRequest\"h\n\nEngineLoad\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x1e\n\x16num_outstanding_tokens\x18\x03 \x01(\x04\x12\x10\n\x08kv_usage\x18\x04 \x01(\x01*\xad\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x05*\xb0\x01\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12#\n\x1fREFUSAL_REASON_INVALID_ARGUMENT\x10\x01\x12\x1d\n\x19REFUSAL_REASON_OVERLOADED\x10\x02\x12\x1e\n\x1aREFUSAL_REASON_UNAVAILABLE\x10\x03\x12\x1b\n\x17REFUSAL_REASON_DEADLINE\x10\x04\x32\x95\x02\n\rEngineService\x12\x45\n\x08Generate\x12\x1a.chorus.v1.GenerateRequest\x1a\x1b.chorus.v1.GenerateResponse0\x01\x12:\n\x05\x41\x62ort\x12\x17.chorus.v1.AbortRequest\x1a\x18.chorus.v1.AbortResponse\x12\x44\n\x0cGetModelInfo\x12\x1e.chorus.v1.GetModelInfoRequest\x1a\x14.chorus.v1.ModelInfo\x12;\n\x07GetLoad\x12\x19.chorus.v1.GetLoadRequest\x1a\x15.chorus.v1.EngineLoadb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,36 +33,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1632
-  _globals['_FINISHREASON']._serialized_end=1805
-  _globals['_REFUSALREASON']._serialized_start=1808
-  _globals['_REFUSALREASON']._serialized_end=1984
+  _globals['_FINISHREASON']._serialized_start=1652
+  _globals['_FINISHREASON']._serialized_end=1825
+  _globals['_REFUSALREASON']._serialized_start=1828
+  _globals['_REFUSALREASON']._serialized_end=2004
   _globals['_SAMPLINGPARAMS']._serialized_start=45
   _globals['_SAMPLINGPARAMS']._serialized_end=555
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=373
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=421
   _globals['_GENERATEREQUEST']._serialized_start=558
-  _globals['_GENERATEREQUEST']._serialized_end=764
-  _globals['_TOKENLOGPROB']._serialized_start=766
-  _globals['_TOKENLOGPROB']._serialized_end=815
-  _globals['_POSITIONLOGPROBS']._serialized_start=817
-  _globals['_POSITIONLOGPROBS']._serialized_end=915
-  _globals['_REFUSAL']._serialized_start=918
-  _globals['_REFUSAL']._serialized_end=1047
-  _globals['_GENERATERESPONSE']._serialized_start=1050
-  _globals['_GENERATERESPONSE']._serialized_end=1291
-  _globals['_ABORTREQUEST']._serialized_start=1293
-  _globals['_ABORTREQUEST']._serialized_end=1327
-  _globals['_ABORTRESPONSE']._serialized_start=1329
-  _globals['_ABORTRESPONSE']._serialized_end=1344
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1346
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1367
-  _globals['_MODELINFO']._serialized_start=1370
-  _globals['_MODELINFO']._serialized_end=1505
-  _globals['_GETLOADREQUEST']._serialized_start=1507
-  _globals['_GETLOADREQUEST']._serialized_end=1523
-  _globals['_ENGINELOAD']._serialized_start=1525
-  _globals['_ENGINELOAD']._serialized_end=1629
-  _globals['_ENGINESERVICE']._serialized_start=1987
-  _globals['_ENGINESERVICE']._serialized_end=2264
+  _globals['_GENERATEREQUEST']._serialized_end=784
+  _globals['_TOKENLOGPROB']._serialized_start=786
+  _globals['_TOKENLOGPROB']._serialized_end=835
+  _globals['_POSITIONLOGPROBS']._serialized_start=837
+  _globals['_POSITIONLOGPROBS']._serialized_end=935
+  _globals['_REFUSAL']._serialized_start=938
+  _globals['_REFUSAL']._serialized_end=1067
+  _globals['_GENERATERESPONSE']._serialized_start=1070
+  _globals['_GENERATERESPONSE']._serialized_end=1311
+  _globals['_ABORTREQUEST']._serialized_start=1313
+  _globals['_ABORTREQUEST']._serialized_end=1347
+  _globals['_ABORTRESPONSE']._serialized_start=1349
+  _globals['_ABORTRESPONSE']._serialized_end=1364
+  _globals['_GETMODELINFOREQUEST']._serialized_start=1366
+  _globals['_GETMODELINFOREQUEST']._serialized_end=1387
+  _globals['_MODELINFO']._serialized_start=1390
+  _globals['_MODELINFO']._serialized_end=1525
+  _globals['_GETLOADREQUEST']._serialized_start=1527
+  _globals['_GETLOADREQUEST']._serialized_end=1543
+  _globals['_ENGINELOAD']._serialized_start=1545
+  _globals['_ENGINELOAD']._serialized_end=1649
+  _globals['_ENGINESERVICE']._serialized_start=2007
+  _globals['_ENGINESERVICE']._serialized_end=2284
 # @@protoc_insertion_point(module_scope)

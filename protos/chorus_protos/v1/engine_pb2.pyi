@@ -210,6 +210,7 @@ class GenerateRequest(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_RESUMED_TOKENS_FIELD_NUMBER: _builtins.int
     DEADLINE_UNIX_S_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, unique among running requests."""
     max_tokens: _builtins.int
@@ -220,6 +221,10 @@ class GenerateRequest(_message.Message):
     """
     deadline_unix_s: _builtins.float
     """Seconds since the epoch after which the request ends with FINISH_REASON_DEADLINE. Unset: none."""
+    cache_salt: _builtins.str
+    """KV that a request left behind is used again only by requests of the same salt, so that nobody can learn from answer
+    times what others asked. Empty is a salt like any other. At most 256 bytes.
+    """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -233,10 +238,11 @@ class GenerateRequest(_message.Message):
         max_tokens: _builtins.int = ...,
         num_resumed_tokens: _builtins.int = ...,
         deadline_unix_s: _builtins.float | None = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_unix_s", b"_deadline_unix_s", "deadline_unix_s", b"deadline_unix_s", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_unix_s", b"_deadline_unix_s", "deadline_unix_s", b"deadline_unix_s", "max_tokens", b"max_tokens", "num_resumed_tokens", b"num_resumed_tokens", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_unix_s", b"_deadline_unix_s", "cache_salt", b"cache_salt", "deadline_unix_s", b"deadline_unix_s", "max_tokens", b"max_tokens", "num_resumed_tokens", b"num_resumed_tokens", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_unix_s: _TypeAlias = _typing.Literal["deadline_unix_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_unix_s: _TypeAlias = _typing.Literal["_deadline_unix_s", b"_deadline_unix_s"]  # noqa: Y015

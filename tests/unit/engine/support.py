@@ -62,6 +62,8 @@ class SimulatedRunner(Runner):
         self._pages: list[list[Entry]] = [[(None, "")] * block_size for _ in range(num_blocks)]
         self._rings: list[list[Entry]] = [[] for _ in range(num_slots)]
         self._snapshots: list[list[Entry]] = [[] for _ in range(num_snapshots)]
+        # The position that follows what a ring or snapshot holds.
+        self._ring_ends, self._snapshot_ends = [0] * num_slots, [0] * num_snapshots
         # Salts of requests that have one.
         self.salts: Mapping[str, str] = {}
         self.batches: list[Batch] = []
@@ -76,6 +78,7 @@ class SimulatedRunner(Runner):
         for chunk in batch.chunks:
             if chunk.restore is not None:
                 self._rings[chunk.slot] = self._snapshots[chunk.restore]
+                self._ring_ends[chunk.slot] = self._snapshot_ends[chunk.restore]
         sampled = [self._run_chunk(chunk) for chunk in batch.chunks]
         if self._clock is not None:
             self._clock.now += self._step_time_s
@@ -113,9 +116,13 @@ class SimulatedRunner(Runner):
         for position, entry in enumerate(entries, start=chunk.start):
             self._pages[chunk.block_table[position // size]][position % size] = entry
         ring = [] if chunk.start == 0 else self._rings[chunk.slot]
+        if self._info.has_window_layers:
+            assert chunk.start in (0, self._ring_ends[chunk.slot]), "the ring holds another position's window"
+        self._ring_ends[chunk.slot] = chunk.start + len(entries)
         self._rings[chunk.slot] = [*ring, *entries][-WINDOW:]
         for position, snapshot in chunk.saves:
             self._snapshots[snapshot] = [*ring, *entries[: position - chunk.start]][-WINDOW:]
+            self._snapshot_ends[snapshot] = position
         if chunk.sample is None:
             return None
         end = chunk.start + len(chunk.token_ids)

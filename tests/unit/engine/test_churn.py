@@ -50,17 +50,19 @@ class Churn(RuleBasedStateMachine):
         self.gathered = Gathered()
 
     @rule(
-        stem=st.one_of(st.just(0), st.integers(1, MAX_MODEL_LEN)),
+        going_on=st.integers(-3, 3),
+        stem=st.sampled_from([0, 9, 9, 16, 16, 22]),
         rest=st.lists(st.integers(0, 49), min_size=1, max_size=MAX_MODEL_LEN + 2),
         max_tokens=st.integers(0, 30),
-        seed=st.one_of(st.integers(0, 1000), st.just(NOT_FINITE_SEED)),
-        patience=st.one_of(st.none(), st.integers(0, 30)),
+        seed=st.sampled_from([*range(12), NOT_FINITE_SEED]),
+        patience=st.sampled_from([None, None, None, None, 3, 20]),
         priority=st.sampled_from([0, 0, 0, 1]),
         resumed_share=st.sampled_from([0, 0, 0.5, 0.9]),
         salt=st.sampled_from(["", "", "tenant"]),
     )
     def submit(
         self,
+        going_on: int,
         stem: int,
         rest: list[int],
         max_tokens: int,
@@ -70,7 +72,10 @@ class Churn(RuleBasedStateMachine):
         resumed_share: float,
         salt: str,
     ) -> None:
-        prompt = [*STEM[:stem], *rest[: len(rest) if stem == 0 else 5]]
+        prompt = [*STEM[:stem], *rest[: 4 if stem else None]]
+        if going_on >= 0 and self.asked:
+            earlier = list(self.asked.values())[-1 - going_on % len(self.asked)]
+            prompt = [*earlier.prompt_token_ids, *rest[:going_on]]
         deadline = float("inf") if patience is None else self.clock.now + patience
         asked = ask(
             f"r{len(self.asked)}",
@@ -92,7 +97,7 @@ class Churn(RuleBasedStateMachine):
         if self.asked:
             self.engine.abort(data.draw(st.sampled_from(sorted(self.asked))))
 
-    @rule(count=st.integers(1, 10))
+    @rule(count=st.integers(1, 16))
     def step(self, count: int) -> None:
         for _ in range(count):
             output = self.engine.step()

@@ -50,10 +50,11 @@ def test_every_field_arrives() -> None:
     }
     message = sampling(**given, stop_token_ids=[5, 99], logprobs=0)
     message.max_tokens, message.num_resumed_tokens, message.deadline_unix_s = 9, 1, time.time() + 100
+    message.cache_salt = "tenant"
     converted = convert.request_from_pb(message, INFO)
     assert converted.params == SamplingParams(**given, stop_token_ids=frozenset({5, 99}), num_top_logprobs=0)  # type: ignore[arg-type]
     assert (converted.request_id, list(converted.prompt_token_ids)) == ("a", [1, 2])
-    assert (converted.max_tokens, converted.num_resumed_tokens) == (9, 1)
+    assert (converted.max_tokens, converted.num_resumed_tokens, converted.cache_salt) == (9, 1, "tenant")
     assert converted.deadline == pytest.approx(time.monotonic() + 100, abs=5)
 
 
@@ -69,6 +70,7 @@ def test_top_k_beyond_the_vocabulary_is_the_vocabulary() -> None:
         (request(prompt_token_ids=[]), "prompt_token_ids"),
         (request(prompt_token_ids=[1, 100]), "prompt_token_ids"),
         (request(num_resumed_tokens=2), "num_resumed_tokens"),
+        (request(cache_salt="é" * 129), "cache_salt"),
         (request(deadline_unix_s=math.nan), "deadline_unix_s"),
         (request(deadline_unix_s=math.inf), "deadline_unix_s"),
         (sampling(temperature=-0.1), "sampling.temperature"),

@@ -3,6 +3,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.unit.worker.conftest import fake_config, start_worker
 
 from chorus_protos.v1 import engine_pb2
 from chorus_workers.engine.stats import EngineLoad, EngineStats
@@ -66,3 +67,30 @@ async def test_a_worker_s_page_follows_its_requests(worker: Worker) -> None:
     assert page["chorus_generated_tokens_total", ()] == 5
     assert page["chorus_prompt_tokens_total", ()] == 2
     assert page["chorus_requests_refused_total", (("reason", "invalid_argument"),)] == 1
+
+
+async def test_cached_tokens_are_reported_and_counted(worker: Worker) -> None:
+    for number, (salt, num_cached) in enumerate((("", 0), ("", 32), ("tenant", 0), ("tenant", 32))):
+        request = engine_pb2.GenerateRequest(
+            request_id=f"{number}", prompt_token_ids=range(1, 41), max_tokens=2, cache_salt=salt
+        )
+        first, *rest = [response async for response in worker.generate(request)]
+        assert first.num_cached_tokens == num_cached
+        assert not any(response.num_cached_tokens for response in rest)
+    page = samples(worker.metrics_page())
+    assert page["chorus_prefix_cache_queries_total", ()] == 160
+    assert page["chorus_prefix_cache_hits_total", ()] == 64
+    assert page["chorus_kv_usage_ratio", ()] == 0
+
+
+async def test_the_prefix_cache_can_be_switched_off() -> None:
+    worker = await start_worker(fake_config(prefix_cache=False))
+    try:
+        for number in range(2):
+            request = engine_pb2.GenerateRequest(
+                request_id=f"{number}", prompt_token_ids=range(1, 41), max_tokens=1, cache_salt="a"
+            )
+            assert [r.num_cached_tokens async for r in worker.generate(request)] == [0]
+        assert samples(worker.metrics_page())["chorus_prefix_cache_hits_total", ()] == 0
+    finally:
+        await worker.shutdown()
