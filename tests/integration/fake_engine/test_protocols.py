@@ -39,6 +39,17 @@ def test_http_answers_at_once_and_as_a_stream(fake_cluster: Cluster) -> None:
         assert 5 < len(lines) < 50
 
 
+def test_cached_prompt_tokens_are_told(fake_cluster: Cluster) -> None:
+    with fake_cluster.client() as client:
+        body = fake_cluster.chat_body(max_completion_tokens=5)
+        # Two workers: one of them has seen the third.
+        usages = [client.post("/v1/chat/completions", json=body).json()["usage"] for _ in range(3)]
+    cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in usages]
+    assert 0 < cached[2] < usages[2]["prompt_tokens"]
+    wait_until(lambda: fake_cluster.total("chorus_prefix_cache_hits_total") >= sum(cached), 10, "the workers' pages")
+    assert fake_cluster.total("chorus_gateway_cached_prompt_tokens_total") >= sum(cached)
+
+
 def test_grpc_answers_at_once_and_as_a_stream(fake_cluster: Cluster) -> None:
     with fake_cluster.channel() as channel:
         stub = chat_pb2_grpc.ChatServiceStub(channel)
