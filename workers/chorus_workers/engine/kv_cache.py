@@ -139,14 +139,13 @@ class KVCacheManager:
     def register(self, handle: KVHandle, token_ids: Sequence[int], num_computed_tokens: int) -> None:
         """Makes known what the request has computed. To be called only once that has shown to be sound: a token was
         drawn from finite logits, which no position before it can have spoilt."""
-        if self._cache is None or handle.hashes is None:
-            return
         num_full = num_computed_tokens // self.block_size
-        if num_full > handle.num_known_pages:
-            hashes = handle.hashes.first(num_full, token_ids)
-            for index in range(handle.num_known_pages, num_full):
-                self._register_page(handle, index, hashes[index])
-            handle.num_known_pages = num_full
+        if num_full == handle.num_known_pages or self._cache is None or handle.hashes is None:
+            return
+        hashes = handle.hashes.first(num_full, token_ids)
+        for index in range(handle.num_known_pages, num_full):
+            self._register_page(handle, index, hashes[index])
+        handle.num_known_pages = num_full
         while handle.saved:
             position, snapshot = handle.saved.pop()
             self._cache.keep_snapshot(handle.block_table[position // self.block_size - 1], snapshot)

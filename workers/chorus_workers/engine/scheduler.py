@@ -241,7 +241,7 @@ class Scheduler:
             block_table=handle.block_table,
             sample=sample,
             restore=handle.restore if start == handle.num_cached_tokens else None,
-            saves=self._kv.plan_saves(handle, end),
+            saves=self._kv.plan_saves(handle, end) if handle.save_positions else (),
         )
 
     def _make_room(self, request: Request) -> bool:
