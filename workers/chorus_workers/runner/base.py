@@ -29,7 +29,7 @@ class RunnerInfo:
     # Rings of a slot that can be kept beside those in use.
     num_snapshots: int = 0
     # Without window layers a request can begin behind any cached page; with them it takes a snapshot.
-    has_window_layers: bool = False
+    has_window_layers: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ class FakeRunner(Runner):
             num_slots=num_slots,
             max_batched_tokens=max_batched_tokens,
             num_shards=1,
+            has_window_layers=False,
         )
 
     @property
