@@ -1,0 +1,110 @@
+"""Compiles kernels for Hopper (sm_90) on a machine without a GPU, and tells what the assembler made of them.
+
+A process that interprets kernels can't compile them, so this module is also the program that does.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_ROOTS = ("cluster", "workers", "kernels", "protos", ".")
+_REPOSITORY = Path(__file__).parents[2]
+_TIMEOUT_S = 170
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One compilation: `kernel` is "module:function"; `signature` maps its run-time parameters, in their order, to
+    Triton's types ("*bf16", "i32", ...); `constants` its constexprs. Pointers are taken as divisible by 16, and so are
+    the integers named in `divisible`; an integer whose signature says "1" is specialised to one."""
+
+    kernel: str
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    num_warps: int = 4
+    num_stages: int = 3
+    divisible: Sequence[str] = ()
+    max_registers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What a kernel takes: registers a thread, bytes spilled a thread, bytes of shared memory a program."""
+
+    registers: int
+    spilled: int
+    shared: int
+    ptx: str
+
+
+def compile_for_hopper(variants: Sequence[Variant]) -> list[Compiled]:
+    """Compiles each variant. Errors: AssertionError with the compiler's words."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    path = os.pathsep.join(str(_REPOSITORY / root) for root in _ROOTS)
+    with tempfile.TemporaryDirectory() as cache:
+        result = subprocess.run(
+            [sys.executable, __file__],
+            input=json.dumps([dataclasses.asdict(variant) for variant in variants]),
+            capture_output=True,
+            text=True,
+            env={**environment, "PYTHONPATH": path, "TRITON_CACHE_DIR": cache},
+            timeout=_TIMEOUT_S,
+        )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return [Compiled(**fields) for fields in json.loads(result.stdout)]
+
+
+def _compile(variant: Variant) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module, name = variant.kernel.split(":")
+    function = getattr(importlib.import_module(module), name)
+    signature = {
+        parameter: "constexpr"
+        if parameter in variant.constants or variant.signature[parameter] == "1"
+        else variant.signature[parameter]
+        for parameter in function.arg_names
+    }
+    ones = {parameter: 1 for parameter, kind in variant.signature.items() if kind == "1"}
+    attributes = {
+        (index,): [["tt.divisibility", 16]]
+        for index, (parameter, kind) in enumerate(signature.items())
+        if kind.startswith("*") or parameter in variant.divisible
+    }
+    source = ASTSource(function, signature, {**variant.constants, **ones}, attributes)
+    options: dict[str, Any] = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    if variant.max_registers is not None:
+        options["maxnreg"] = variant.max_registers
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    registers, spilled = _resources(compiled.asm["cubin"])
+    return Compiled(registers, spilled, compiled.metadata.shared, compiled.asm["ptx"])
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of stack and local memory (which is where spills go)."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", said.stdout)
+    assert found, said.stdout
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+if __name__ == "__main__":
+    compiled = [_compile(Variant(**fields)) for fields in json.load(sys.stdin)]
+    json.dump([dataclasses.asdict(result) for result in compiled], sys.stdout)

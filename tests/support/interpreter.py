@@ -1,0 +1,61 @@
+"""Mends Triton's interpreter where it differs from the hardware, or fails with the NumPy of the day.
+
+bfloat16: it keeps such values as 16-bit integers, multiplies matrices of them as integers, and cuts float32 off instead
+of rounding it to the nearest even. Loops: a bound computed in the kernel is an array of one element, which NumPy 2.4 no
+longer takes for an integer.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def use_where_there_is_no_gpu() -> None:
+    """Makes kernels run on CPU tensors. Call it before any of them is imported."""
+    if torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ:
+        return
+    os.environ["TRITON_INTERPRET"] = "1"
+    # Hardware says nothing either of a NaN, an infinity, or what a masked lane computes.
+    np.seterr(invalid="ignore", over="ignore")
+    _mend()
+
+
+def _mend() -> None:
+    from triton.runtime import interpreter
+
+    _teach_bfloat16()
+    patch = interpreter._patch_lang_tensor
+
+    def with_index(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = with_index
+
+
+def _teach_bfloat16() -> None:
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+    create_dot, cast = builder.create_dot, builder.cast_impl
+
+    def widened(x: Any) -> Any:
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return handle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return create_dot(self, widened(a), widened(b), *rest)
+
+    def rounded(self: Any, source: Any, target: Any) -> Any:
+        if source.dtype.scalar != tl.float32 or target.scalar != tl.bfloat16:
+            return cast(self, source, target)
+        data = np.asarray(source.data, dtype=np.float32)
+        bits = data.view(np.uint32)
+        nearest = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        return handle(np.where(np.isnan(data), np.uint16(0x7FC0), nearest), tl.bfloat16)
+
+    builder.create_dot, builder.cast_impl = dot, rounded
