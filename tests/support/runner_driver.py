@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
-from chorus_workers.model.weights import Model
+from chorus_workers.model.weights import ReferenceModel
 from chorus_workers.runner.base import RunnerInfo, SequenceChunk
 from chorus_workers.runner.reference import ReferenceRunner
 
 
 def make_runner(
-    model: Model, *, block_size: int = 7, num_blocks: int = 200, num_slots: int = 5, num_snapshots: int = 0
+    model: ReferenceModel, *, block_size: int = 7, num_blocks: int = 200, num_slots: int = 5, num_snapshots: int = 0
 ) -> ReferenceRunner:
     """A runner whose KV memory is full of NaN but for the row that stands for the sink."""
     info = RunnerInfo(

@@ -10,40 +10,59 @@ share only. Every tensor's shape and dtype is checked before use.
 """
 
 from pathlib import Path
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from chorus_kernels.moe import ExpertMatrices
-from chorus_kernels.mxfp4 import BLOCK_SIZE, SCALE_NAN, unpack_mxfp4
+from chorus_kernels.mxfp4 import BLOCK_SIZE, SCALE_NAN
 from chorus_workers.model.config import ModelConfig, read_config
 from chorus_workers.model.errors import CheckpointError
 from chorus_workers.model.layouts import HUGGING_FACE, ORIGINAL, MatrixNames
 from chorus_workers.model.tensor_files import BYTES, TensorFiles
-from chorus_workers.model.weights import LayerWeights, Model, PackedMatrices, Shard, Vocabulary
+from chorus_workers.model.weights import (
+    E,
+    LayerWeights,
+    Model,
+    ReferenceForm,
+    ReferenceModel,
+    Shard,
+    UnsupportedWeights,
+    Vocabulary,
+    WeightForm,
+)
 
 __all__ = ["CheckpointError", "load_model"]
 
-# Experts are unpacked to float32 while loading if all of a shard's take no more than this; else at each use.
+# The reference form unpacks experts to float32 while loading if all of a shard's take no more than this.
 UNPACKED_EXPERTS_LIMIT = 2 << 30
 
 
-def load_model(folder: Path, shard: Shard | None = None, unpacked_experts_limit: int = UNPACKED_EXPERTS_LIMIT) -> Model:
-    """Reads a shard's share of a checkpoint.
+def load_model(
+    folder: Path, shard: Shard | None = None, unpacked_experts_limit: int = UNPACKED_EXPERTS_LIMIT
+) -> ReferenceModel:
+    """Reads a shard's share of a checkpoint in the reference runner's form.
 
     Errors: CheckpointError naming file and tensor; ValueError when the shards can't share the model equally.
     """
-    config = read_config(folder)
-    shard = shard or Shard()
+    config, shard = read_config(folder), shard or Shard()
+    num_experts = config.num_layers * config.num_experts // shard.size
+    expert_bytes = 3 * config.intermediate_size * config.hidden_size * 4
+    return load_model_as(ReferenceForm(unpack=num_experts * expert_bytes <= unpacked_experts_limit), folder, shard)
+
+
+def load_model_as(form: WeightForm[E], folder: Path, shard: Shard | None = None) -> Model[E]:
+    """Reads a shard's share of a checkpoint in a runner's form. Errors: as `load_model`'s, and the form's."""
+    config, shard = read_config(folder), shard or Shard()
     shard.check(config)
-    return _Loader(folder, config, shard, unpacked_experts_limit).model()
+    return _Loader(folder, config, shard, form).model()
 
 
-class _Loader:
-    """Reads named tensors into the one form that the model runs on."""
+class _Loader(Generic[E]):
+    """Reads named tensors into a form that a runner runs on."""
 
-    def __init__(self, folder: Path, config: ModelConfig, shard: Shard, unpacked_experts_limit: int) -> None:
-        self.config, self.shard = config, shard
+    def __init__(self, folder: Path, config: ModelConfig, shard: Shard, form: WeightForm[E]) -> None:
+        self.config, self.shard, self.form = config, shard, form
         self.files = TensorFiles(folder)
         self.layout = layout = ORIGINAL if ORIGINAL.embedding in self.files else HUGGING_FACE
         # Which tensors are missed where a layer has no expert matrices at all.
@@ -52,11 +71,8 @@ class _Loader:
             for index in range(config.num_layers)
             for names in (layout.gate_up, layout.down)
         )
-        num_experts = config.num_layers * config.num_experts // shard.size
-        expert_bytes = 3 * config.intermediate_size * config.hidden_size * 4
-        self.unpack = num_experts * expert_bytes <= unpacked_experts_limit
 
-    def model(self) -> Model:
+    def model(self) -> Model[E]:
         config = self.config
         vocabulary, num_rows, head_rows = self._vocabulary()
         embedding = self.files.read(self.layout.embedding, (num_rows, config.hidden_size))
@@ -64,12 +80,12 @@ class _Loader:
         if self.shard.rank == 0:
             name = self.layout.embedding if config.tied_embeddings else self.layout.head
             head = self.files.read(name, (num_rows, config.hidden_size))
-            head = (head if head_rows is None else head[head_rows]).float()
+            head = self.form.dense(head if head_rows is None else head[head_rows])
         return Model(
             config=config,
             shard=self.shard,
             vocabulary=vocabulary,
-            embedding=embedding,
+            embedding=self.form.embedding(embedding),
             layers=tuple(self._layer(self.layout.layer.format(index)) for index in range(config.num_layers)),
             final_norm=self._dense(self.layout.final_norm, config.hidden_size),
             head=head,
@@ -94,7 +110,7 @@ class _Loader:
         logit_rows = torch.full((size,), -1).index_copy_(0, known, torch.arange(len(known)))
         return Vocabulary(embedding_rows, logit_rows, known), num_rows, listed
 
-    def _layer(self, prefix: str) -> LayerWeights:
+    def _layer(self, prefix: str) -> LayerWeights[E]:
         config, layout, size = self.config, self.layout, self.config.hidden_size
         qkv, qkv_bias = self._qkv(prefix)
         heads = self.shard.span(config.num_heads)
@@ -107,7 +123,7 @@ class _Loader:
             qkv=qkv,
             qkv_bias=qkv_bias,
             sinks=self._dense(prefix + layout.sinks, config.num_heads)[heads],
-            out=out[:, columns].float().contiguous(),
+            out=self.form.dense(out[:, columns]),
             out_bias=self._dense(f"{prefix}{layout.out}.bias", size) if self.shard.rank == 0 else None,
             mlp_norm=self._dense(prefix + layout.mlp_norm, size),
             router=self._dense(f"{prefix}{layout.router}.weight", config.num_experts, size),
@@ -131,10 +147,10 @@ class _Loader:
             ]
             by_head = torch.cat(whole).unflatten(0, (-1, config.head_dim)).split(heads)
             mine = [part[self.shard.span(count)] for part, count in zip(by_head, heads, strict=True)]
-            parts.append(torch.cat(mine).flatten(0, 1).float())
+            parts.append(self.form.dense(torch.cat(mine).flatten(0, 1)))
         return parts[0], parts[1]
 
-    def _experts(self, prefix: str, names: MatrixNames, rows: int, columns: int) -> tuple[ExpertMatrices, Tensor]:
+    def _experts(self, prefix: str, names: MatrixNames, rows: int, columns: int) -> tuple[E, Tensor]:
         """This shard's matrices, [rows, columns] each, and their biases."""
         count, mine = self.config.num_experts, self.shard.span(self.config.num_experts)
         bias = self._dense(prefix + names.bias, count, rows)[mine]
@@ -142,7 +158,12 @@ class _Loader:
         if is_floating and prefix + names.blocks not in self.files:
             shape = (count, columns, rows) if self.layout.experts_transposed else (count, rows, columns)
             matrices = self.files.read(prefix + names.floating, shape)[mine]
-            return (matrices.transpose(1, 2) if self.layout.experts_transposed else matrices).float().contiguous(), bias
+            if self.layout.experts_transposed:
+                matrices = matrices.transpose(1, 2)
+            try:
+                return self.form.floating_experts(matrices), bias
+            except UnsupportedWeights as error:
+                raise self._error(prefix + names.floating, str(error)) from None
         if columns % BLOCK_SIZE:
             raise self._error(prefix + names.blocks, f"MXFP4 needs rows of a multiple of 32 elements, not {columns}")
         num_blocks = columns // BLOCK_SIZE
@@ -150,10 +171,10 @@ class _Loader:
         scales = self.files.read(prefix + names.scales, (count, rows, num_blocks), BYTES)[mine]
         if bool((scales == SCALE_NAN).any()):
             raise self._error(prefix + names.scales, "a scale is 255, which is not a number")
-        return (unpack_mxfp4(blocks, scales) if self.unpack else PackedMatrices(blocks, scales)), bias
+        return self.form.packed_experts(blocks, scales), bias
 
     def _dense(self, name: str, *shape: int) -> Tensor:
-        return self.files.read(name, shape).float()
+        return self.form.dense(self.files.read(name, shape))
 
     def _error(self, name: str, problem: str) -> CheckpointError:
         return CheckpointError(self.files.path(name), problem, name)

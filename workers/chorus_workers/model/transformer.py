@@ -16,7 +16,7 @@ from chorus_kernels.linear import embedding, linear
 from chorus_kernels.moe import ExpertMatrices, experts_forward, route
 from chorus_kernels.norm_rope import apply_rope, rms_norm, rope_tables, yarn_concentration, yarn_inverse_frequencies
 from chorus_workers.model.config import ModelConfig
-from chorus_workers.model.weights import LayerWeights, Model
+from chorus_workers.model.weights import LayerWeights, ReferenceModel
 
 
 class Attention(Protocol):
@@ -88,11 +88,11 @@ class ReferenceOps:
 class Transformer:
     """A model (or one shard of it), its operations, and the sum over shards."""
 
-    def __init__(self, model: Model, ops: Ops | None = None, collective: Collective | None = None) -> None:
+    def __init__(self, model: ReferenceModel, ops: Ops | None = None, collective: Collective | None = None) -> None:
         self.model = model
         self.ops: Ops = ops or ReferenceOps()
         self.collective: Collective = collective or NoCollective()
-        self._frequencies = _frequencies(model.config)
+        self._frequencies = rope_frequencies(model.config)
         self._concentration = yarn_concentration(model.config.rope.factor)
 
     def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
@@ -114,7 +114,12 @@ class Transformer:
         return self.ops.linear(self.ops.rms_norm(x, model.final_norm, model.config.rms_norm_eps), model.head, None)
 
     def _attention(
-        self, index: int, layer: LayerWeights, x: Tensor, rope: tuple[Tensor, Tensor], attention: Attention
+        self,
+        index: int,
+        layer: LayerWeights[ExpertMatrices],
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        attention: Attention,
     ) -> Tensor:
         config, ops = self.model.config, self.ops
         num_heads = layer.sinks.shape[0]
@@ -125,7 +130,7 @@ class Transformer:
         q, k = ops.apply_rope(qkv[:, : num_heads + num_kv_heads], *rope).split((num_heads, num_kv_heads), 1)
         return ops.linear(attention.attend(index, q, k, v, layer.sinks), layer.out, layer.out_bias)
 
-    def _experts(self, layer: LayerWeights, x: Tensor) -> Tensor:
+    def _experts(self, layer: LayerWeights[ExpertMatrices], x: Tensor) -> Tensor:
         config, ops = self.model.config, self.ops
         normed = ops.rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
         experts, weights = ops.route(ops.linear(normed, layer.router, layer.router_bias), config.num_experts_per_token)
@@ -143,7 +148,8 @@ class Transformer:
         )
 
 
-def _frequencies(config: ModelConfig) -> Tensor:
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """float32 [D / 2]: angles per position, as the model's configuration scales them."""
     rope = config.rope
     return yarn_inverse_frequencies(
         config.head_dim,

@@ -1,6 +1,7 @@
 """A model's weights in memory, in one form whatever the checkpoint's layout; a shard's share of them."""
 
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,9 +41,56 @@ class PackedMatrices:
         return unpack_mxfp4(self.blocks[expert], self.scales[expert])
 
 
+E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
+
+
+class UnsupportedWeights(Exception):
+    """The runner can't run weights of this kind; the message says which it can."""
+
+
+class WeightForm(Protocol[E_co]):
+    """How a runner keeps weights: dtype, device, and the form of its experts' matrices, E."""
+
+    def embedding(self, rows: Tensor) -> Tensor:
+        """The embedding matrix, [R, H] as it lies in the mapped file."""
+        ...
+
+    def dense(self, tensor: Tensor) -> Tensor:
+        """Any other matrix or vector of floating-point numbers."""
+        ...
+
+    def packed_experts(self, blocks: Tensor, scales: Tensor) -> E_co:
+        """Matrices in MXFP4: blocks uint8 [E, N, B, 16], scales uint8 [E, N, B], as they lie in the mapped file."""
+        ...
+
+    def floating_experts(self, matrices: Tensor) -> E_co:
+        """Matrices of floating-point numbers, [E, N, K]. Errors: UnsupportedWeights."""
+        ...
+
+
+class ReferenceForm:
+    """float32 on a CPU; experts unpacked once (`unpack`) or at each use; the embedding stays in the mapped file."""
+
+    def __init__(self, unpack: bool) -> None:
+        self._unpack = unpack
+
+    def embedding(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def dense(self, tensor: Tensor) -> Tensor:
+        return tensor.float().contiguous()
+
+    def packed_experts(self, blocks: Tensor, scales: Tensor) -> ExpertMatrices:
+        return unpack_mxfp4(blocks, scales) if self._unpack else PackedMatrices(blocks, scales)
+
+    def floating_experts(self, matrices: Tensor) -> ExpertMatrices:
+        return matrices.float().contiguous()
+
+
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """One layer, float32. H hidden, I intermediate, D head_dim; Hq, Hkv heads and E experts are this shard's."""
+class LayerWeights(Generic[E]):
+    """One layer. H hidden, I intermediate, D head_dim; Hq, Hkv heads and E experts are this shard's."""
 
     attention_norm: Tensor  # [H]
     qkv: Tensor  # [(Hq + 2 Hkv) * D, H]: queries, keys, values
@@ -53,9 +101,9 @@ class LayerWeights:
     mlp_norm: Tensor  # [H]
     router: Tensor  # [all experts, H]
     router_bias: Tensor  # [all experts]
-    gate_up: ExpertMatrices  # E of [2 I, H], gate and up rows interleaved
+    gate_up: E  # E of [2 I, H], gate and up rows interleaved
     gate_up_bias: Tensor  # [E, 2 I]
-    down: ExpertMatrices  # E of [H, I]
+    down: E  # E of [H, I]
     down_bias: Tensor  # [E, H]
 
 
@@ -79,13 +127,16 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class Model(Generic[E]):
     """A model that is ready to run. Shards other than the first have no head: they never sample."""
 
     config: ModelConfig
     shard: Shard
     vocabulary: Vocabulary
-    embedding: Tensor  # [R, H], in the checkpoint's dtype
-    layers: tuple[LayerWeights, ...]
+    embedding: Tensor  # [R, H]
+    layers: tuple[LayerWeights[E], ...]
     final_norm: Tensor  # [H]
-    head: Tensor | None  # [N, H], float32
+    head: Tensor | None  # [N, H]
+
+
+ReferenceModel = Model[ExpertMatrices]

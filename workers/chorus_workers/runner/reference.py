@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from chorus_workers.model.transformer import Collective, Transformer
-from chorus_workers.model.weights import Model
+from chorus_workers.model.weights import ReferenceModel
 from chorus_workers.runner.base import Batch, Runner, RunnerInfo, SampledToken, SequenceChunk, StepResult
 from chorus_workers.runner.hybrid_attention import HybridAttention
 from chorus_workers.runner.kv_memory import KVMemory
@@ -18,7 +18,7 @@ from chorus_workers.runner.step_plan import plan_step, prepare_rings
 class ReferenceRunner(Runner):
     """Runs a model, or one shard of it. Linear layers and experts run on all tokens of a batch at once."""
 
-    def __init__(self, model: Model, info: RunnerInfo, collective: Collective | None = None) -> None:
+    def __init__(self, model: ReferenceModel, info: RunnerInfo, collective: Collective | None = None) -> None:
         self._info = info
         self._transformer = Transformer(model, collective=collective)
         self._num_heads = model.config.num_heads // model.shard.size

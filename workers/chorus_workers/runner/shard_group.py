@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from chorus_workers.model.weights import Model
+from chorus_workers.model.weights import ReferenceModel
 from chorus_workers.runner.base import RunnerError, RunnerInfo, SequenceChunk
 from chorus_workers.runner.reference import ReferenceRunner
 
@@ -127,7 +127,7 @@ class ShardLinks:
 class ShardLeader(ReferenceRunner):
     """Shard 0: the runner that the engine sees."""
 
-    def __init__(self, model: Model, info: RunnerInfo, links: ShardLinks) -> None:
+    def __init__(self, model: ReferenceModel, info: RunnerInfo, links: ShardLinks) -> None:
         super().__init__(model, info, links)
         self._links = links
         links.await_all()
@@ -149,7 +149,7 @@ class ShardLeader(ReferenceRunner):
         self._links.close()
 
 
-def follow(model: Model, links: ShardLinks) -> None:
+def follow(model: ReferenceModel, links: ShardLinks) -> None:
     """Runs shard 0's batches on this shard until shard 0 closes. Errors: RunnerError when another shard is lost."""
     links.await_all()
     info = RunnerInfo(*links.receive())  # type: ignore[arg-type]  # has_window_layers comes as 0 or 1
