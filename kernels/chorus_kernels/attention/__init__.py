@@ -1,3 +1,3 @@
-from chorus_kernels.attention.reference import attention, batched_attention, paged_rows, visibility
+from chorus_kernels.attention.reference import attention, batched_attention, paged_rows, rope_table, visibility
 
-__all__ = ["attention", "batched_attention", "paged_rows", "visibility"]
+__all__ = ["attention", "batched_attention", "paged_rows", "rope_table", "visibility"]

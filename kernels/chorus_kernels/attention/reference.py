@@ -12,6 +12,8 @@ Models with Attention Sinks" (2023).
 import torch
 from torch import Tensor
 
+from chorus_kernels.norm_rope import apply_rope, rope_tables
+
 
 def visibility(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
     """Which keys a query sees: int64 [T] and int64 [L] to bool [T, L]."""
@@ -66,3 +68,87 @@ def paged_rows(block_table: Tensor, block_size: int) -> Tensor:
     """The rows of a paged KV memory in the order of positions: int64 [B] block numbers to int64 [B * block_size]."""
     offsets = torch.arange(block_size, device=block_table.device)
     return (block_table.unsqueeze(-1) * block_size + offsets).flatten(-2)
+
+
+def rope_table(max_position: int, inverse_frequencies: Tensor, concentration: float) -> Tensor:
+    """What the rotating kernels read: float32 [max_position, D], the cosines of a position's D / 2 pairs and then their
+    sines, as `rope_tables` has them. A step gathers its tokens' rows once for all layers."""
+    positions = torch.arange(max_position, device=inverse_frequencies.device)
+    cos, signed_sin = (table.squeeze(1) for table in rope_tables(positions, inverse_frequencies, concentration))
+    half = inverse_frequencies.shape[0]
+    return torch.cat((cos[:, :half], signed_sin[:, half:]), 1)
+
+
+def rope_split(qkv: Tensor, cos_sin: Tensor, *, num_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotates queries and keys of a fused projection. The arguments and results are those of `op.rope_split`."""
+    heads = qkv.float().unflatten(-1, (-1, cos_sin.shape[1]))
+    cos, sin = cos_sin.unsqueeze(1).chunk(2, -1)
+    turned = apply_rope(heads[:, :-num_kv_heads], torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)).to(qkv.dtype)
+    return turned[:, :-num_kv_heads], turned[:, -num_kv_heads:], heads[:, -num_kv_heads:].to(qkv.dtype)
+
+
+def write_kv(k: Tensor, v: Tensor, kv: Tensor, rows: Tensor) -> None:
+    """kv[0, block, :, offset] = k[t] and kv[1, block, :, offset] = v[t] for row = block * block_size + offset >= 0."""
+    kept = rows >= 0
+    blocks, offsets = rows[kept].long() // kv.shape[3], rows[kept].long() % kv.shape[3]
+    kv[0, blocks, :, offsets] = k[kept].to(kv.dtype)
+    kv[1, blocks, :, offsets] = v[kept].to(kv.dtype)
+
+
+def decode_attention(
+    q: Tensor, kv: Tensor, block_tables: Tensor, lengths: Tensor, sinks: Tensor, *, ring: bool
+) -> Tensor:
+    """One query per sequence, sequence after sequence. The arguments and results are those of `op.decode_attention`."""
+    out = torch.zeros_like(q)
+    for s, length in enumerate(lengths.tolist()):
+        if length:
+            last = torch.arange(min(length, kv.shape[3]) if ring else length, device=q.device)
+            k, v = _rows(kv, block_tables[s], last)
+            # Of a ring, rows and not positions: all of them are visible, in any order.
+            out[s] = attention(
+                q[s : s + 1], k, v, sinks, query_positions=last[-1:], key_positions=last, window=None
+            ).squeeze(0)
+    return out
+
+
+def prefill_attention(
+    q: Tensor,
+    kv: Tensor,
+    block_tables: Tensor,
+    cu_tokens: Tensor,
+    starts: Tensor,
+    sinks: Tensor,
+    *,
+    window: int | None = None,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+) -> Tensor:
+    """Chunk after chunk. The arguments and results are those of `op.prefill_attention`."""
+    out = torch.zeros_like(q)
+    for chunk, start in enumerate(starts.tolist()):
+        tokens = slice(int(cu_tokens[chunk]), int(cu_tokens[chunk + 1]))
+        end = start + tokens.stop - tokens.start
+        if window is None:
+            first = 0
+            keys, values = _rows(kv, block_tables[chunk], torch.arange(end, device=q.device))
+        else:
+            assert k is not None and v is not None
+            first = max(0, start - window + 1)
+            before = _rows(kv, block_tables[chunk], torch.arange(first, start, device=q.device) % window)
+            keys, values = (torch.cat(pair) for pair in zip(before, (k[tokens], v[tokens]), strict=True))
+        out[tokens] = attention(
+            q[tokens],
+            keys,
+            values,
+            sinks,
+            query_positions=torch.arange(start, end, device=q.device),
+            key_positions=torch.arange(first, end, device=q.device),
+            window=window,
+        )
+    return out
+
+
+def _rows(kv: Tensor, block_table: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [L, Hkv, D] at these places of a sequence's blocks: int64 [L]."""
+    blocks, offsets = block_table.long()[places // kv.shape[3]], places % kv.shape[3]
+    return kv[0, blocks, :, offsets], kv[1, blocks, :, offsets]
