@@ -1,0 +1,247 @@
+"""Routing and experts on the GPU.
+
+    w = softmax of the top-k router logits;  y = sum_k w_k (down_e act(gate_up_e x + b_e) + c_e),  e = e_k
+    act: gate, up = even and odd rows;  gate' = min(gate, limit);  up' = clamp(up, -limit, limit)
+         act = gate' sigmoid(alpha gate') (up' + 1)
+
+Activations are bfloat16, weights MXFP4 as `layout.PackedExperts` (exact in bfloat16), sums float32. act(...) is rounded
+to bfloat16 once; with more than 8 tokens an expert's output is too. No launch waits for the host or depends on what
+tensors hold, and sums have a fixed order: the same call gives the same bits.
+
+Source: OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card" (2025), section 2.2; alpha 1.702, limit 7.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from chorus_kernels.moe import _kernel
+from chorus_kernels.moe.layout import STEP_COLUMNS, PackedExperts
+
+# What one tensor core tile takes at no further cost.
+MAX_DECODE_TOKENS = 8
+# What a program takes at a time: slots to sort, columns to copy or to sum up.
+_SORT_SLOTS = 4096
+_COLUMNS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Tile sizes of the grouped path: rows, slots and steps of 64 columns a program has at a time."""
+
+    rows: int
+    slots: int
+    steps: int
+    num_warps: int
+    num_stages: int
+
+
+def grouped_tiles(num_slots: int, num_experts: int) -> Tiles:
+    """Tiles for so many slots over so many experts: as many slots as an expert gets on average, within 16 .. 128."""
+    mean = -(-num_slots // num_experts)
+    if mean <= 16:
+        return Tiles(rows=64, slots=16, steps=2, num_warps=4, num_stages=4)
+    if mean <= 32:
+        return Tiles(rows=64, slots=32, steps=2, num_warps=4, num_stages=4)
+    if mean <= 96:
+        return Tiles(rows=128, slots=64, steps=1, num_warps=8, num_stages=4)
+    return Tiles(rows=128, slots=128, steps=1, num_warps=8, num_stages=4)
+
+
+def down_splits(num_columns: int) -> int:
+    """Parts of K in the decode path's second product: programs enough for the chip where there is one token."""
+    return 2 if num_columns > 4 * STEP_COLUMNS else 1
+
+
+def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Picks each token's experts.
+
+    router_logits: bfloat16 or float32 [T, E]; returns experts int32 [T, top_k], largest logit first, the lower number
+    first among equals, and weights float32 [T, top_k], a softmax over the chosen. A row with NaN gets distinct experts
+    that exist, and weights of NaN.
+
+    Errors: ValueError for other shapes or dtypes, a tensor that isn't contiguous, or top_k outside 1 .. E.
+    """
+    if router_logits.ndim != 2 or router_logits.dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(
+            f"router_logits must be bfloat16 or float32 [T, E], not {router_logits.dtype} {list(router_logits.shape)}"
+        )
+    num_tokens, num_experts = router_logits.shape
+    if not router_logits.is_contiguous():
+        raise ValueError("router_logits must be contiguous")
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(f"top_k must be between 1 and the {num_experts} experts, not {top_k}")
+    experts = torch.empty(num_tokens, top_k, dtype=torch.int32, device=router_logits.device)
+    weights = torch.empty(num_tokens, top_k, dtype=torch.float32, device=router_logits.device)
+    if num_tokens:
+        block_t = 1 if num_tokens <= 64 else 4
+        _kernel.route_kernel[(triton.cdiv(num_tokens, block_t),)](
+            router_logits, experts, weights, num_tokens, num_experts,
+            TOP_K=top_k, BLOCK_T=block_t, BLOCK_E=triton.next_power_of_2(num_experts),
+            BLOCK_K=triton.next_power_of_2(top_k), num_warps=1 if block_t == 1 else 4,
+        )  # fmt: skip
+    return experts, weights
+
+
+def experts(
+    x: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    gate_up: PackedExperts,
+    gate_up_bias: Tensor,
+    down: PackedExperts,
+    down_bias: Tensor,
+    *,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    first_expert: int = 0,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """The weighted sum of each token's experts.
+
+    x: bfloat16 [T, H]; experts: int32 [T, K], distinct within a token; weights: float32 [T, K]; gate_up: [E, 2 I, H],
+    gate and up rows interleaved; gate_up_bias: bfloat16 or float32 [E, 2 I]; down: [E, H, I]; down_bias: likewise
+    [E, H]; returns out_dtype (bfloat16 or float32) [T, H]. The matrices are those of experts first_expert to
+    first_expert + E - 1; what a token has routed elsewhere adds nothing (another shard adds it).
+
+    Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
+    """
+    num_tokens, top_k = _check(x, experts, weights, gate_up, gate_up_bias, down, down_bias, out_dtype)
+    out = torch.empty(num_tokens, x.shape[1], dtype=out_dtype, device=x.device)
+    if num_tokens == 0:
+        return out
+    if num_tokens <= MAX_DECODE_TOKENS:
+        rows, splits = _decode(x, experts, gate_up, gate_up_bias, down, down_bias, alpha, limit, first_expert)
+    else:
+        rows = _grouped(x, experts, gate_up, gate_up_bias, down, down_bias, alpha, limit, first_expert)
+        splits = 1
+    hidden_size = x.shape[1]
+    block_h = min(_COLUMNS, triton.next_power_of_2(hidden_size))
+    _kernel.combine_kernel[(num_tokens, triton.cdiv(hidden_size, block_h))](
+        rows, experts, weights, out, first_expert, gate_up.num_experts,
+        HIDDEN=hidden_size, TOP_K=top_k, SPLITS=splits, BLOCK_H=block_h, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _decode(
+    x: Tensor,
+    experts: Tensor,
+    gate_up: PackedExperts,
+    gate_up_bias: Tensor,
+    down: PackedExperts,
+    down_bias: Tensor,
+    alpha: float,
+    limit: float,
+    first_expert: int,
+) -> tuple[Tensor, int]:
+    """Each slot's rows, in parts to be summed: float32 [T K, splits, H]."""
+    (num_tokens, hidden_size), top_k = x.shape, experts.shape[1]
+    inner, num_slots, splits = down.num_columns, num_tokens * top_k, down_splits(down.num_columns)
+    block_k = triton.next_power_of_2(top_k)
+    hidden = torch.empty(num_slots, inner, dtype=torch.bfloat16, device=x.device)
+    rows = torch.empty(num_slots, splits, hidden_size, dtype=torch.float32, device=x.device)
+    _kernel.decode_gate_up_kernel[(inner // 8, num_slots)](
+        x, experts, gate_up.words, gate_up.scales, gate_up.units, gate_up_bias, hidden,
+        num_tokens, first_expert, gate_up.num_experts, alpha, limit,
+        HIDDEN=hidden_size, INNER=inner, TOP_K=top_k, BLOCK_K=block_k, num_warps=1, num_stages=1,
+    )  # fmt: skip
+    _kernel.decode_down_kernel[(triton.cdiv(hidden_size, 16), num_slots, splits)](
+        hidden, experts, down.words, down.scales, down.units, down_bias, rows,
+        num_tokens, first_expert, down.num_experts,
+        HIDDEN=hidden_size, INNER=inner, TOP_K=top_k, BLOCK_K=block_k, SPLITS=splits, num_warps=1, num_stages=1,
+    )  # fmt: skip
+    return rows, splits
+
+
+def _grouped(
+    x: Tensor,
+    experts: Tensor,
+    gate_up: PackedExperts,
+    gate_up_bias: Tensor,
+    down: PackedExperts,
+    down_bias: Tensor,
+    alpha: float,
+    limit: float,
+    first_expert: int,
+) -> Tensor:
+    """Each slot's row, bfloat16 [T K, H]."""
+    (num_tokens, hidden_size), top_k = x.shape, experts.shape[1]
+    num_experts, inner, num_slots = gate_up.num_experts, down.num_columns, num_tokens * top_k
+    tiles = grouped_tiles(num_slots, num_experts)
+    num_tiles = triton.cdiv(num_slots, tiles.slots) + num_experts
+    order = torch.empty(num_slots, dtype=torch.int32, device=x.device)
+    tile_map = torch.empty(3, num_tiles, dtype=torch.int32, device=x.device)
+    fragments = torch.empty(num_tokens, _whole_steps(hidden_size), dtype=torch.bfloat16, device=x.device)
+    hidden = torch.empty(num_slots, _whole_steps(inner), dtype=torch.bfloat16, device=x.device)
+    rows = torch.empty(num_slots, hidden_size, dtype=torch.bfloat16, device=x.device)
+    _kernel.prepare_kernel[(num_experts + num_tokens,)](
+        x, experts, order, tile_map, fragments, num_slots, first_expert, num_experts, num_tiles,
+        HIDDEN=hidden_size, BLOCK_M=tiles.slots, BLOCK_E=triton.next_power_of_2(num_experts),
+        CHUNK=min(_SORT_SLOTS, triton.next_power_of_2(num_slots)),
+        BLOCK_H=min(_COLUMNS, triton.next_power_of_2(hidden_size)), num_warps=4 if num_slots <= 1024 else 8,
+    )  # fmt: skip
+    _kernel.grouped_gate_up_kernel[(triton.cdiv(2 * _whole_steps(inner), tiles.rows), num_tiles)](
+        fragments, order, tile_map, gate_up.words, gate_up.scales, gate_up.units, gate_up_bias, hidden,
+        num_tiles, alpha, limit, HIDDEN=hidden_size, INNER=inner, TOP_K=top_k,
+        BLOCK_N=tiles.rows, BLOCK_M=tiles.slots, BLOCK_S=tiles.steps,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
+    _kernel.grouped_down_kernel[(triton.cdiv(hidden_size, tiles.rows), num_tiles)](
+        hidden, order, tile_map, down.words, down.scales, down.units, down_bias, rows,
+        num_tiles, HIDDEN=hidden_size, INNER=inner,
+        BLOCK_N=tiles.rows, BLOCK_M=tiles.slots, BLOCK_S=tiles.steps,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
+    return rows
+
+
+def _whole_steps(columns: int) -> int:
+    return -(-columns // STEP_COLUMNS) * STEP_COLUMNS
+
+
+def _check(
+    x: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    gate_up: PackedExperts,
+    gate_up_bias: Tensor,
+    down: PackedExperts,
+    down_bias: Tensor,
+    out_dtype: torch.dtype,
+) -> tuple[int, int]:
+    """The numbers of tokens and of experts for each."""
+    if x.ndim != 2 or x.dtype != torch.bfloat16:
+        raise ValueError(f"x must be bfloat16 [T, H], not {x.dtype} {list(x.shape)}")
+    if experts.ndim != 2 or experts.dtype != torch.int32 or experts.shape[0] != x.shape[0] or not experts.shape[1]:
+        raise ValueError(f"experts must be int32 [{x.shape[0]}, K], not {experts.dtype} {list(experts.shape)}")
+    if weights.shape != experts.shape or weights.dtype != torch.float32:
+        raise ValueError(f"weights must be float32 {list(experts.shape)}, not {weights.dtype} {list(weights.shape)}")
+    hidden_size, inner, num_experts = x.shape[1], down.num_columns, gate_up.num_experts
+    if (gate_up.num_rows, gate_up.num_columns) != (2 * inner, hidden_size):
+        raise ValueError(
+            f"gate_up must be [{2 * inner}, {hidden_size}] matrices, not [{gate_up.num_rows}, {gate_up.num_columns}]"
+        )
+    if down.num_experts != num_experts or down.num_rows != hidden_size:
+        raise ValueError(
+            f"down must be {num_experts} matrices with {hidden_size} rows, not {down.num_experts} with {down.num_rows}"
+        )
+    for name, bias, width in (("gate_up_bias", gate_up_bias, 2 * inner), ("down_bias", down_bias, hidden_size)):
+        if bias.shape != (num_experts, width) or bias.dtype not in (torch.bfloat16, torch.float32):
+            raise ValueError(
+                f"{name} must be bfloat16 or float32 [{num_experts}, {width}], not {bias.dtype} {list(bias.shape)}"
+            )
+    if out_dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"out_dtype must be bfloat16 or float32, not {out_dtype}")
+    tensors = {
+        "x": x, "experts": experts, "weights": weights, "gate_up_bias": gate_up_bias, "down_bias": down_bias,
+        "gate_up": gate_up.words, "down": down.words,
+    }  # fmt: skip
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+    return x.shape[0], experts.shape[1]
