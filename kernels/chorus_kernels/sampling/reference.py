@@ -57,7 +57,8 @@ def truncation_threshold(z: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor)
     min-p keeps p >= min_p max(p); top-k keeps the k likeliest; top-p the fewest likeliest with mass >= top_p.
     """
     num_tokens = z.shape[-1]
-    threshold = min_p.log()
+    # In float64 and rounded once: libraries whose logarithms differ in the last bit agree.
+    threshold = min_p.double().log().float()
     limited = ((top_k > 0) & (top_k < num_tokens)).nonzero().squeeze(-1)
     if limited.numel():
         k = top_k[limited]

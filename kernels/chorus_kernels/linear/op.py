@@ -1,0 +1,93 @@
+"""Dense products on the device: QKV, attention output, router, output head."""
+
+import torch
+import triton
+from torch import Tensor
+
+from chorus_kernels.linear._kernel import linear_kernel
+
+# Up to here the weight's bytes are the cost, and our kernel reads them nearly at the memory's speed; beyond, cuBLAS.
+MAX_TOKENS = 8
+_NUM_WARPS = 4
+_OUT_DTYPES = (torch.bfloat16, torch.float32)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """y = x W^T + bias + residual.
+
+    x: bfloat16 [T, K]; weight: bfloat16 [N, K]; bias: [N], bfloat16 or float32; residual: [T, N], bfloat16 or float32;
+    all contiguous. Returns out_dtype [T, N], bfloat16 (the default) or float32.
+
+    Up to MAX_TOKENS tokens: sums in float32, in an order that depends on K and N alone (so a token's bits don't depend
+    on its neighbours), rounded once at the end. Above: cuBLAS, whose order depends on T too; in bfloat16 its product
+    and bias are rounded before the residual is added.
+    Errors: ValueError for other shapes, dtypes, strides or devices.
+    """
+    out_dtype = torch.bfloat16 if out_dtype is None else out_dtype
+    _check(x, weight, bias, residual, out_dtype)
+    num_tokens, depth = x.shape
+    num_rows = weight.shape[0]
+    if num_tokens > MAX_TOKENS:
+        return _cublas(x, weight, bias, residual, out_dtype)
+    out = torch.empty(num_tokens, num_rows, dtype=out_dtype, device=x.device)
+    if out.numel():
+        rows_per_program, chunk = tile(num_rows, depth)
+        linear_kernel[(triton.cdiv(num_rows, rows_per_program),)](
+            x,
+            weight,
+            bias,
+            residual,
+            out,
+            num_tokens,
+            num_rows,
+            K=depth,
+            HAS_BIAS=bias is not None,
+            HAS_RESIDUAL=residual is not None,
+            TOKENS=triton.next_power_of_2(num_tokens),
+            BN=rows_per_program,
+            BK=chunk,
+            num_warps=_NUM_WARPS,
+        )
+    return out
+
+
+def tile(num_rows: int, depth: int) -> tuple[int, int]:
+    """Weight rows a program, and weights of a row a load: enough programs to fill the device, and as many bytes in
+    flight as registers allow. Independent of the number of tokens, for the sake of equal bits."""
+    rows_per_program = 1 if num_rows <= 512 else 4 if num_rows <= 4096 else 8
+    return rows_per_program, min(1024, max(16, triton.next_power_of_2(depth)))
+
+
+def _cublas(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    if out_dtype == torch.bfloat16:
+        y = torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        return y if residual is None else y.add_(residual)
+    y = torch.mm(x, weight.t(), out_dtype=torch.float32) if x.is_cuda else x.float() @ weight.float().t()
+    for addend in (bias, residual):
+        if addend is not None:
+            y += addend
+    return y
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out_dtype: torch.dtype) -> None:
+    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(f"x must be [T, K] and weight [N, K], not {list(x.shape)} and {list(weight.shape)}")
+    if x.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16:
+        raise ValueError(f"x and weight must be bfloat16, not {x.dtype} and {weight.dtype}")
+    if out_dtype not in _OUT_DTYPES:
+        raise ValueError(f"out_dtype must be bfloat16 or float32, not {out_dtype}")
+    shapes = {"bias": (bias, [weight.shape[0]]), "residual": (residual, [x.shape[0], weight.shape[0]])}
+    for name, (addend, shape) in shapes.items():
+        if addend is not None and (list(addend.shape) != shape or addend.dtype not in _OUT_DTYPES):
+            raise ValueError(
+                f"{name} must be {shape} of bfloat16 or float32, not {list(addend.shape)} of {addend.dtype}"
+            )
+    for name, tensor in {"x": x, "weight": weight, "bias": bias, "residual": residual}.items():
+        if tensor is not None and (not tensor.is_contiguous() or tensor.device != x.device):
+            raise ValueError(f"{name} must be contiguous on {x.device}: strides {tensor.stride()} on {tensor.device}")

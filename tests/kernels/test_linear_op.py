@@ -1,0 +1,113 @@
+"""The dense product for few tokens against float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chorus_kernels.linear import op
+from chorus_kernels.linear.op import MAX_TOKENS, linear
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def between_nan(tensor: Tensor) -> Tensor:
+    """The same values in memory that holds NaN before and behind them."""
+    memory = torch.full((tensor.numel() + 64,), float("nan"), dtype=tensor.dtype, device=DEVICE)
+    return memory[32:-32].view(tensor.shape).copy_(tensor)
+
+
+def exact(x: Tensor, weight: Tensor, *addends: Tensor | None) -> Tensor:
+    y = x.double() @ weight.double().t()
+    return sum((addend.double() for addend in addends if addend is not None), y)
+
+
+def assert_close(actual: Tensor, expected: Tensor, depth: int, rounded_before: float = 0.0) -> None:
+    """Sums of K products near 1 in float32, by a tree of short chains: some K^(1/2) 2^-24, times a dozen additions a
+    term. bfloat16 adds a rounding of up to 2^-8 of the result (and of what was rounded before), in the mean square of
+    1/sqrt(3) of that; few values are tested, so 0.7."""
+    assert not actual.isnan().any()
+    error = (actual.double() - expected).abs()
+    in_sum = 12 * depth**0.5 * 2.0**-24
+    step = 2.0**-8 if actual.dtype == torch.bfloat16 else 2.0**-24
+    assert bool((error <= in_sum + step * (expected.abs() + rounded_before)).all())
+    scale = float(expected.square().mean().sqrt()) + rounded_before
+    assert float(error.square().mean().sqrt()) <= 0.7 * (in_sum + step * scale)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+
+    def full_of_nan(*args: Any, **kwargs: Any) -> Tensor:
+        return empty(*args, **kwargs).fill_(float("nan"))
+
+    monkeypatch.setattr(torch, "empty", full_of_nan)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("num_tokens", "num_rows", "depth"), [(1, 5, 2880), (3, 11, 13), (8, 2, 1024), (5, 3, 1040)])
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
+def test_few_tokens(num_tokens: int, num_rows: int, depth: int, out_dtype: torch.dtype) -> None:
+    x, weight = between_nan(normal(num_tokens, depth, seed=0)), between_nan(normal(num_rows, depth, seed=1))
+    bias = between_nan(normal(num_rows, seed=2))
+    residual = between_nan(normal(num_tokens, num_rows, seed=3, dtype=torch.float32))
+    y = linear(x, weight, bias, residual, out_dtype)
+    assert y.dtype == out_dtype
+    assert_close(y, exact(x, weight, bias, residual), depth)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("rows_per_program", [4, 8])
+def test_the_last_program_has_rows_past_the_end(monkeypatch: pytest.MonkeyPatch, rows_per_program: int) -> None:
+    assert {op.tile(num_rows, 2880)[0] for num_rows in (32, 2880, 201088)} == {1, 4, 8}
+    monkeypatch.setattr(op, "tile", lambda num_rows, depth: (rows_per_program, 16))
+    x, weight = normal(2, 37, seed=4), normal(19, 37, seed=5)
+    y = linear(x, weight)
+    assert y.dtype == torch.bfloat16
+    assert_close(y, exact(x, weight), 37)
+
+
+def test_a_token_has_the_same_bits_alone_and_among_others() -> None:
+    x, weight, residual = normal(MAX_TOKENS, 1100, seed=6), normal(7, 1100, seed=7), normal(MAX_TOKENS, 7, seed=8)
+    y = linear(x, weight, None, residual, torch.float32)
+    for first, size in [(3, 1), (1, 5)]:
+        rows = slice(first, first + size)
+        assert torch.equal(linear(x[rows], weight, None, residual[rows], torch.float32), y[rows])
+
+
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("addends", ["neither", "bias", "residual", "both"])
+def test_many_tokens(out_dtype: torch.dtype, addends: str) -> None:
+    x, weight = normal(MAX_TOKENS + 2, 70, seed=9), normal(11, 70, seed=10)
+    bias = normal(11, seed=11) if addends in ("bias", "both") else None
+    residual = normal(len(x), 11, seed=12, dtype=out_dtype) if addends in ("residual", "both") else None
+    y = linear(x, weight, bias, residual, out_dtype)
+    assert y.dtype == out_dtype
+    rounded_before = 0.0 if residual is None else float(exact(x, weight, bias).abs().max())
+    assert_close(y, exact(x, weight, bias, residual), 70, rounded_before)
+
+
+def test_no_tokens() -> None:
+    assert linear(normal(0, 6, seed=0), normal(4, 6, seed=1), normal(4, seed=2)).shape == (0, 4)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    x, weight = normal(3, 6, seed=0), normal(4, 6, seed=1)
+    with pytest.raises(ValueError, match=r"x must be \[T, K\] and weight \[N, K\]"):
+        linear(x, weight[:, :5])
+    with pytest.raises(ValueError, match="x and weight must be bfloat16"):
+        linear(x.float(), weight)
+    with pytest.raises(ValueError, match=r"bias must be \[4\]"):
+        linear(x, weight, normal(3, seed=2))
+    with pytest.raises(ValueError, match=r"residual must be \[3, 4\]"):
+        linear(x, weight, None, normal(4, 3, seed=2))
+    with pytest.raises(ValueError, match="out_dtype"):
+        linear(x, weight, None, None, torch.float16)
+    with pytest.raises(ValueError, match="weight must be contiguous"):
+        linear(x, normal(6, 4, seed=1).t())
