@@ -78,6 +78,7 @@ def _workers(config: AppConfig) -> Application:
             grpc_port=workers.grpc_port,
             grpc_host=workers.grpc_host,
             num_threads=workers.num_threads,
+            runner=workers.runner,
             metrics_actor=f"{metrics.HUB_NAMESPACE}/{metrics.HUB_NAME}",
         )
     except ValueError as error:

@@ -110,6 +110,8 @@ class WorkersConfig:
     grpc_port: Annotated[int, Field(strict=True, ge=0, le=65535)] | None = 0
     # The address it listens on. Nothing authenticates its callers: only for networks that are trusted.
     grpc_host: Text = "127.0.0.1"
+    # "reference": PyTorch on CPUs. "triton": our kernels on a GPU, under construction.
+    runner: Literal["reference", "triton"] = "reference"
     # Threads of the CPU runner. Unset: it decides.
     num_threads: Count | None = None
     # CPUs and GPUs that Ray reserves for a worker (for each shard, if it has several).

@@ -1,5 +1,6 @@
-"""The runner's sampler: each request by its own parameters, over plain and compact vocabularies."""
+"""The runners' samplers: each request by its own parameters, over plain and compact vocabularies."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,11 +10,21 @@ from chorus_kernels.sampling import gumbel_noise_grid, split_seed
 from chorus_workers.model.weights import Vocabulary
 from chorus_workers.runner.base import SampleRequest
 from chorus_workers.runner.sampler import Sampler
+from chorus_workers.runner.triton.sampler import DeviceSampler
 from chorus_workers.sampling_params import SamplingParams
+
+NewSampler = Callable[[Vocabulary], Sampler | DeviceSampler]
 
 NUM_ROWS = 12
 # Rows 0 to 11 are the token ids 100, 107, 114, ...; id 3 and others have none.
 COMPACT_IDS = torch.arange(NUM_ROWS) * 7 + 100
+
+
+@pytest.fixture(params=["reference", "triton"])
+def new_sampler(request: pytest.FixtureRequest) -> NewSampler:
+    if request.param == "reference":
+        return Sampler
+    return lambda vocabulary: DeviceSampler(vocabulary, torch.device("cpu"))
 
 
 def compact_vocabulary() -> Vocabulary:
@@ -32,23 +43,23 @@ def logits(*rows: int) -> torch.Tensor:
     return values
 
 
-def test_greedy_gives_token_ids() -> None:
-    drawn = Sampler(compact_vocabulary()).draw(logits(2, 11), [request(), request()])
+def test_greedy_gives_token_ids(new_sampler: NewSampler) -> None:
+    drawn = new_sampler(compact_vocabulary()).draw(logits(2, 11), [request(), request()])
     assert [(token.token_id, token.failed, token.logprob, token.top) for token in drawn] == [
         (114, False, None, ()),
         (177, False, None, ()),
     ]
 
 
-def test_logit_bias_goes_by_token_id_and_ignores_unlisted_ones() -> None:
-    drawn = Sampler(compact_vocabulary()).draw(
+def test_logit_bias_goes_by_token_id_and_ignores_unlisted_ones(new_sampler: NewSampler) -> None:
+    drawn = new_sampler(compact_vocabulary()).draw(
         logits(2, 2, 2), [request(logit_bias={128: 50.0, 3: 100.0}), request(logit_bias={114: -100.0}), request()]
     )
     assert [token.token_id for token in drawn] == [128, 177, 114]
 
 
-def test_penalties_count_generated_tokens_only_where_they_should() -> None:
-    sampler = Sampler(compact_vocabulary())
+def test_penalties_count_generated_tokens_only_where_they_should(new_sampler: NewSampler) -> None:
+    sampler = new_sampler(compact_vocabulary())
     in_prompt = request((114, 3, 177), 2, presence_penalty=2.0, frequency_penalty=2.0)
     generated = request((3, 114, 114), 1, frequency_penalty=2.0)
     repeated = request((114, 3, 3), 2, repetition_penalty=4.0)
@@ -56,14 +67,14 @@ def test_penalties_count_generated_tokens_only_where_they_should() -> None:
     assert [token.token_id for token in drawn] == [114, 177, 177]
 
 
-def test_log_probabilities_are_after_bias_and_penalties_and_before_temperature() -> None:
+def test_log_probabilities_are_after_bias_and_penalties_and_before_temperature(new_sampler: NewSampler) -> None:
     raw = logits(2)
     adjusted = raw[0].clone()
     adjusted[5] += 1.5
     adjusted[3] -= 2 * 0.5 + 0.25
     expected = adjusted.double().log_softmax(-1)
     params: dict[str, Any] = {"logit_bias": {135: 1.5}, "frequency_penalty": 0.5, "presence_penalty": 0.25}
-    drawn = Sampler(compact_vocabulary()).draw(
+    drawn = new_sampler(compact_vocabulary()).draw(
         raw, [request((100, 121, 121), 1, temperature=0.01, top_k=1, num_top_logprobs=3, **params)]
     )[0]
     order = expected.argsort(descending=True)[:3]
@@ -72,50 +83,52 @@ def test_log_probabilities_are_after_bias_and_penalties_and_before_temperature()
     assert [value for _, value in drawn.top] == pytest.approx(expected[order].tolist(), abs=1e-6)
 
 
-def test_zero_top_logprobs_still_gives_the_tokens_own() -> None:
-    drawn = Sampler(compact_vocabulary()).draw(logits(1), [request(num_top_logprobs=0)])[0]
+def test_zero_top_logprobs_still_gives_the_tokens_own(new_sampler: NewSampler) -> None:
+    drawn = new_sampler(compact_vocabulary()).draw(logits(1), [request(num_top_logprobs=0)])[0]
     assert drawn.logprob is not None and drawn.top == ()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_fail_their_request_alone(value: float, temperature: float) -> None:
+def test_logits_that_are_not_finite_fail_their_request_alone(
+    new_sampler: NewSampler, value: float, temperature: float
+) -> None:
     good = [request(seed=5, temperature=temperature), request(seed=6, temperature=temperature, num_top_logprobs=2)]
-    alone = Sampler(compact_vocabulary()).draw(logits(4, 7), good)
+    alone = new_sampler(compact_vocabulary()).draw(logits(4, 7), good)
     values = logits(4, 1, 7)
     values[1, 9] = value
     bad = request(temperature=temperature, num_top_logprobs=1, top_p=0.5, logit_bias={100: 1.0}, presence_penalty=1.0)
-    drawn = Sampler(compact_vocabulary()).draw(values, [good[0], bad, good[1]])
+    drawn = new_sampler(compact_vocabulary()).draw(values, [good[0], bad, good[1]])
     assert [token.failed for token in drawn] == [False, True, False]
     assert [drawn[0], drawn[2]] == alone
 
 
-def test_seeded_draws_are_the_same_alone_in_a_crowd_and_in_another_vocabulary() -> None:
+def test_seeded_draws_are_the_same_alone_in_a_crowd_and_in_another_vocabulary(new_sampler: NewSampler) -> None:
     requests = [request(tuple(range(i + 1)), temperature=1.0, seed=i * 2**60 + 1) for i in range(10)]
     values = torch.randn(10, NUM_ROWS, generator=torch.Generator().manual_seed(0))
-    crowd = [token.token_id for token in Sampler(compact_vocabulary()).draw(values.clone(), requests)]
+    crowd = [token.token_id for token in new_sampler(compact_vocabulary()).draw(values.clone(), requests)]
     for i, one in enumerate(requests):
-        assert Sampler(compact_vocabulary()).draw(values[i : i + 1].clone(), [one])[0].token_id == crowd[i]
+        assert new_sampler(compact_vocabulary()).draw(values[i : i + 1].clone(), [one])[0].token_id == crowd[i]
     full = torch.full((10, 300), -50.0)
     full[:, COMPACT_IDS] = values
-    assert [token.token_id for token in Sampler(Vocabulary.plain(300)).draw(full, requests)] == crowd
+    assert [token.token_id for token in new_sampler(Vocabulary.plain(300)).draw(full, requests)] == crowd
     assert len(set(crowd)) > 3
 
 
-def test_a_seed_draws_by_the_position_of_the_token_to_come() -> None:
+def test_a_seed_draws_by_the_position_of_the_token_to_come(new_sampler: NewSampler) -> None:
     ids, size = torch.arange(500), 40
     values = torch.randn(500, generator=torch.Generator().manual_seed(4)).expand(size, 500)
     requests = [request((1,) * length, temperature=1.0, seed=9) for length in range(1, size + 1)]
-    drawn = [token.token_id for token in Sampler(Vocabulary.plain(500)).draw(values.clone(), requests)]
+    drawn = [token.token_id for token in new_sampler(Vocabulary.plain(500)).draw(values.clone(), requests)]
     noise = gumbel_noise_grid(torch.tensor([split_seed(9)] * size), torch.arange(1, size + 1), ids)
     assert drawn == (values + noise).argmax(-1).tolist()
     assert len(set(drawn)) > size // 2
 
 
-def test_greedy_and_random_requests_mix() -> None:
+def test_greedy_and_random_requests_mix(new_sampler: NewSampler) -> None:
     values = torch.zeros(3, NUM_ROWS)
     values[:, 6] = 0.5
     requests = [request(), request(temperature=1.0, seed=1), request()]
-    drawn = [token.token_id for token in Sampler(compact_vocabulary()).draw(values.clone(), requests)]
+    drawn = [token.token_id for token in new_sampler(compact_vocabulary()).draw(values.clone(), requests)]
     assert drawn[0] == drawn[2] == 142
-    assert drawn[1] == Sampler(compact_vocabulary()).draw(values[:1], [requests[1]])[0].token_id
+    assert drawn[1] == new_sampler(compact_vocabulary()).draw(values[:1], [requests[1]])[0].token_id

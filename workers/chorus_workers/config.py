@@ -1,6 +1,7 @@
 """How one worker is set up. The cluster's configuration is checked there and turned into this once."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 FAKE_MODEL_PREFIX = "fake:"
 
@@ -41,6 +42,8 @@ class WorkerConfig:
     grpc_host: str = "127.0.0.1"
     # CPU threads of the runner. None: what the runner takes.
     num_threads: int | None = None
+    # "reference": PyTorch on CPUs. "triton": our kernels on a GPU.
+    runner: Literal["reference", "triton"] = "reference"
     # Ray actor that gathers metrics, as "name" or "namespace/name"; once a second it is sent
     # push(role: str, replica: str, page: str). None: metrics are not pushed.
     metrics_actor: str | None = None

@@ -2,11 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from chorus_workers.model.config import ModelConfig
 from chorus_workers.model.weights import Shard
 from chorus_workers.runner.base import RunnerInfo
 from chorus_workers.runner.kv_memory import kv_bytes_per_token, ring_bytes
+
+RunnerKind = Literal["reference", "triton"]
 
 DEMO_MODEL = "demo"
 _DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
@@ -44,13 +49,16 @@ class RunnerConfig:
     shard_address: str | None = None
     # Whether to reserve memory for snapshots.
     prefix_cache: bool = True
+    runner: RunnerKind = "reference"
 
     @property
     def folder(self) -> Path:
         return _DEMO_FOLDER if self.model == DEMO_MODEL else Path(self.model)
 
 
-def resolve(config: RunnerConfig, model: ModelConfig, free_bytes: int) -> RunnerInfo:
+def resolve(
+    config: RunnerConfig, model: ModelConfig, free_bytes: int, kv_dtype: torch.dtype = torch.float32
+) -> RunnerInfo:
     """Fills in what the configuration leaves open. free_bytes: memory to take the KV's share of.
 
     Errors: ValueError naming the setting that can't be met.
@@ -61,7 +69,7 @@ def resolve(config: RunnerConfig, model: ModelConfig, free_bytes: int) -> Runner
     longest = -(-max_model_len // config.block_size)
     num_blocks = config.num_blocks
     if num_blocks is None:
-        block_bytes = config.block_size * kv_bytes_per_token(model, Shard(0, config.num_shards))
+        block_bytes = config.block_size * kv_bytes_per_token(model, Shard(0, config.num_shards), kv_dtype)
         tokens = max(max_model_len, config.num_slots * min(max_model_len, _KV_TOKENS_PER_SLOT))
         wanted = -(-tokens // config.block_size)
         num_blocks = min(wanted, int(free_bytes * _KV_MEMORY_SHARE) // max(block_bytes, 1))

@@ -6,9 +6,9 @@ import psutil
 import torch
 
 from chorus_workers.config import WorkerConfig
-from chorus_workers.model.checkpoint import load_model
+from chorus_workers.model.checkpoint import load_model, load_model_as
 from chorus_workers.model.config import read_config
-from chorus_workers.model.weights import Model, Shard
+from chorus_workers.model.weights import ReferenceModel, Shard
 from chorus_workers.runner.base import Runner
 from chorus_workers.runner.config import RunnerConfig, resolve, resolve_threads
 from chorus_workers.runner.reference import ReferenceRunner
@@ -30,6 +30,7 @@ def runner_config(config: WorkerConfig) -> RunnerConfig:
         num_threads=config.num_threads,
         shard_address=config.shard_address,
         prefix_cache=config.prefix_cache,
+        runner=config.runner,
     )
 
 
@@ -40,6 +41,8 @@ def create_runner(config: RunnerConfig) -> Runner:
     Errors: CheckpointError naming file and tensor; ValueError naming the setting that can't be met; RunnerError when
     another shard doesn't come up.
     """
+    if config.runner == "triton":
+        return _create_triton_runner(config)
     if config.num_shards == 1:
         model = _load(config, Shard())
         return ReferenceRunner(model, resolve(config, model.config, psutil.virtual_memory().available))
@@ -53,6 +56,24 @@ def create_runner(config: RunnerConfig) -> Runner:
         return ShardLeader(model, info, links)
 
 
+def _create_triton_runner(config: RunnerConfig) -> Runner:
+    # Here, so that other runners start without Triton.
+    from chorus_workers.runner.triton.device import check_memory, choose_device
+    from chorus_workers.runner.triton.form import DeviceForm
+    from chorus_workers.runner.triton.runner import TritonRunner
+
+    if config.num_shards > 1:
+        raise ValueError(f"num_shards is {config.num_shards}: runner 'triton' has one GPU; 'reference' can be spread")
+    device = choose_device()
+    check_memory(sum(file.stat().st_size for file in config.folder.glob("*.safetensors")), _free_bytes(device))
+    model = load_model_as(DeviceForm(device), config.folder)
+    return TritonRunner(model, resolve(config, model.config, _free_bytes(device), model.embedding.dtype))
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0]
+
+
 def run_follower(rank: int, world_size: int, init_address: str, runner_config: RunnerConfig) -> None:
     """The life of shard `rank` >= 1: joins the group, loads its share, and follows shard 0 until that closes.
 
@@ -64,7 +85,7 @@ def run_follower(rank: int, world_size: int, init_address: str, runner_config: R
         follow(_load(runner_config, shard), links)
 
 
-def _load(config: RunnerConfig, shard: Shard) -> Model:
+def _load(config: RunnerConfig, shard: Shard) -> ReferenceModel:
     model = load_model(config.folder, shard)
     torch.set_num_threads(resolve_threads(config, model.config, os.cpu_count() or 1))
     return model

@@ -59,10 +59,10 @@ class KVMemory:
             memory[:, other : other + size] = memory[:, first : first + size]
 
 
-def kv_bytes_per_token(config: ModelConfig, shard: Shard) -> int:
+def kv_bytes_per_token(config: ModelConfig, shard: Shard, dtype: torch.dtype = torch.float32) -> int:
     """Bytes that one position takes in the pages of all full-attention layers of a shard."""
     num_layers = sum(window is None for window in config.windows)
-    return num_layers * config.num_kv_heads // shard.size * 2 * config.head_dim * torch.float32.itemsize
+    return num_layers * config.num_kv_heads // shard.size * 2 * config.head_dim * dtype.itemsize
 
 
 def ring_bytes(config: ModelConfig, shard: Shard) -> int:

@@ -1,0 +1,216 @@
+"""The Triton runner against the reference runner: the same chunks, the same logits but for bfloat16.
+
+On a machine without a GPU the kernels run in Triton's interpreter, where the two that take most of its time, the dense
+product and the experts, give way to PyTorch here, but for one test; their own tests are in tests/kernels.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.checkpoints import Shape, write_checkpoint
+from tests.support.runner_driver import ScatteredSequence, make_runner
+from torch import Tensor
+
+from chorus_kernels.moe import experts_forward
+from chorus_kernels.moe.layout import PackedExperts, unpack_expert
+from chorus_workers.model.checkpoint import CheckpointError, load_model, load_model_as
+from chorus_workers.runner.base import Batch, SampleRequest, SequenceChunk
+from chorus_workers.runner.reference import ReferenceRunner
+from chorus_workers.runner.triton import transformer
+from chorus_workers.runner.triton.form import DeviceForm
+from chorus_workers.runner.triton.runner import TritonRunner
+from chorus_workers.runner.triton.step import prepare_step
+from chorus_workers.sampling_params import SamplingParams
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SHAPE = Shape(num_experts=5, num_experts_per_token=2, head_dim=16, vocab_size=83, window=9)
+TINY = Shape(
+    num_layers=2,
+    num_experts=4,
+    num_experts_per_token=2,
+    hidden_size=32,
+    intermediate_size=32,
+    num_heads=4,
+    head_dim=16,
+    vocab_size=83,
+    window=5,
+)
+GREEDY = SamplingParams(temperature=0.0)
+# bfloat16 keeps 8 bits; each layer rounds some ten times, and rounding errors add up as the root of their number.
+RMS_TOLERANCE = 0.04
+
+
+class Pair:
+    """One checkpoint in both runners."""
+
+    def __init__(self, folder: Path, shape: Shape) -> None:
+        write_checkpoint(folder, shape)
+        self.reference: ReferenceRunner = make_runner(load_model(folder), num_snapshots=3)
+        self.triton = TritonRunner(load_model_as(DeviceForm(DEVICE), folder), self.reference.info)
+        for memory in self.triton.memory.layers:
+            memory.fill_(torch.nan)
+        for model in (self.reference._transformer.model, self.triton._transformer.model):
+            for layer in model.layers:
+                # A choice between equal experts would fall one way in one runner, and the other way in the other.
+                layer.router_bias.copy_(3 * torch.arange(shape.num_experts))
+
+    def check(self, chunks: list[SequenceChunk]) -> None:
+        """Runs a step in both, and compares the logits after every chunk."""
+        expected = self.reference.logits(self.reference.forward(chunks))
+        sampled = [replace(chunk, sample=SampleRequest(GREEDY, (), 0)) for chunk in chunks]
+        actual = self.triton.logits(Batch(sampled)).cpu()
+        error = (actual - expected).square().mean(-1).sqrt() / expected.square().mean(-1).sqrt()
+        assert actual.shape == expected.shape and float(error.max()) < RMS_TOLERANCE
+
+
+def plain_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    y = torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    return (y if residual is None else y + residual.float()).to(out_dtype or x.dtype)
+
+
+def plain_experts(
+    x: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    gate_up: PackedExperts,
+    gate_up_bias: Tensor,
+    down: PackedExperts,
+    down_bias: Tensor,
+    *,
+    alpha: float,
+    limit: float,
+    first_expert: int,
+) -> Tensor:
+    unpacked = [torch.stack([unpack_expert(p, e) for e in range(p.num_experts)]) for p in (gate_up, down)]
+    out = experts_forward(
+        x.float(), experts.long(), weights, unpacked[0], gate_up_bias.float(), unpacked[1], down_bias.float(),
+        alpha=alpha, limit=limit, first_expert=first_expert,
+    )  # fmt: skip
+    return out.to(x.dtype)
+
+
+@pytest.fixture
+def in_reach_of_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(transformer, "linear", plain_linear)
+        monkeypatch.setattr(transformer, "experts", plain_experts)
+
+
+NewPair = Callable[[Shape], Pair]
+
+
+@pytest.fixture
+def new_pair(tmp_path: Path, in_reach_of_the_interpreter: None) -> NewPair:
+    return lambda shape: Pair(tmp_path, shape)
+
+
+def tokens(count: int, seed: int) -> list[int]:
+    return torch.randint(0, 83, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def test_every_kernel_at_once(tmp_path: Path) -> None:
+    """With nothing in any kernel's place: a prompt of more than eight tokens, and two steps of decode."""
+    pair = Pair(tmp_path, TINY)
+    sequence, prompt = ScatteredSequence(1, pair.reference), tokens(11, 0)
+    for start, end in ((0, 9), (9, 10), (10, 11)):
+        pair.check([sequence.chunk(prompt[start:end])])
+
+
+@pytest.mark.parametrize("sizes", [(40,), (8, 9, 10, 13), (1, 20, 1, 1, 17)])
+def test_however_the_prompt_is_cut(new_pair: NewPair, sizes: tuple[int, ...]) -> None:
+    pair, prompt = new_pair(SHAPE), tokens(40, 1)
+    sequence = ScatteredSequence(3, pair.reference)
+    for size in sizes:
+        pair.check([sequence.chunk(prompt[sequence.num_computed : sequence.num_computed + size])])
+
+
+def test_mixed_batches_on_used_memory(new_pair: NewPair) -> None:
+    """Requests of different lengths and phases in every step; then others on the same slots and pages."""
+    pair = new_pair(SHAPE)
+    for seed in (2, 3):
+        prompts = [tokens(length, seed * 10 + length) for length in (36, 5, 20)]
+        sequences = [ScatteredSequence(slot, pair.reference) for slot in (4, 0, 2)]
+        for sizes in ((30, 1, 0), (1, 1, 15), (3, 2, 1), (1, 1, 1)):
+            pair.check(
+                [
+                    sequence.chunk(prompt[sequence.num_computed : sequence.num_computed + size])
+                    for sequence, prompt, size in zip(sequences, prompts, sizes, strict=True)
+                    if size
+                ]
+            )
+
+
+def test_requests_begin_where_a_snapshot_was_taken(new_pair: NewPair) -> None:
+    """Taken in the middle of a chunk, at its end, and at the end of a chunk of one token; pages are shared."""
+    pair, prompt = new_pair(SHAPE), tokens(40, 6)
+    first = ScatteredSequence(1, pair.reference)
+    pair.check([replace(first.chunk(prompt[:21]), saves=((14, 2), (21, 0)))])
+    pair.check([first.chunk(prompt[21:27])])
+    pair.check([replace(first.chunk(prompt[27:28]), saves=((28, 1),))])
+    for slot, (start, snapshot) in enumerate(((14, 2), (21, 0), (28, 1)), start=2):
+        later = ScatteredSequence(slot, pair.reference)
+        later.block_table[: start // 7] = first.block_table[: start // 7]
+        later.num_computed = start
+        pair.check([replace(later.chunk(tokens(5, slot)), restore=snapshot), first.chunk([slot])])
+        pair.check([later.chunk([1])])
+
+
+def test_no_row_of_a_ring_is_written_twice_in_a_step(new_pair: NewPair) -> None:
+    pair = new_pair(SHAPE)
+    chunks = [ScatteredSequence(slot, pair.reference).chunk(tokens(length, 5)) for slot, length in ((1, 30), (2, 4))]
+    prefill = prepare_step(chunks, pair.triton.memory, 3, DEVICE).prefill
+    assert prefill is not None
+    rows = prefill.ring_rows.tolist()
+    # Position p of slot s lies in row 9 s + p % 9.
+    assert rows == [*[-1] * 21, *(9 + position % 9 for position in range(21, 30)), *range(18, 22)]
+
+
+@pytest.mark.parametrize("kind", ["full_attention", "sliding_attention"])
+def test_a_model_without_window_layers_and_one_with_nothing_else(new_pair: NewPair, kind: str) -> None:
+    pair = new_pair(replace(SHAPE, num_layers=2, overrides={"layer_types": [kind] * 2}))
+    sequence = ScatteredSequence(1, pair.reference)
+    for part in (tokens(21, 4), [5], [6]):
+        pair.check([sequence.chunk(part)])
+
+
+def test_the_compact_vocabulary(new_pair: NewPair) -> None:
+    ids = tuple(range(3, 300, 9))
+    shape = Shape(num_layers=2, vocab_size=1000, head_dim=16, vocabulary_rows=(*ids[:10], -1, *ids[10:]))
+    pair = new_pair(shape)
+    sequence = ScatteredSequence(0, pair.reference)
+    pair.check([sequence.chunk([0, 500, 12, 999])])
+    sample = SampleRequest(SamplingParams(temperature=5.0, seed=1), (0, 500, 12, 999, 3), 5)
+    (drawn,) = pair.triton.run(Batch([replace(sequence.chunk([3]), sample=sample)])).sampled
+    assert drawn is not None and drawn.token_id in ids
+
+
+def test_only_chunks_that_ask_get_a_token_and_a_failing_one_fails_alone(new_pair: NewPair) -> None:
+    pair = new_pair(replace(SHAPE, num_layers=2))
+    pair.triton._transformer.model.embedding[82] = torch.nan
+    sequences = [ScatteredSequence(slot, pair.reference) for slot in range(4)]
+
+    def chunk(slot: int, token_ids: list[int], *, asks: bool) -> SequenceChunk:
+        sample = SampleRequest(GREEDY, token_ids, len(token_ids)) if asks else None
+        return replace(sequences[slot].chunk(token_ids), sample=sample)
+
+    batch = [
+        chunk(0, [1, 2], asks=False),
+        chunk(1, [5, 82, 6], asks=True),
+        chunk(2, [4], asks=True),
+        chunk(3, [7, 8], asks=True),
+    ]
+    result = pair.triton.run(Batch(batch)).sampled
+    assert [token and token.failed for token in result] == [None, True, False, False]
+    assert pair.triton.run(Batch([chunk(0, [3], asks=False)])).sampled == [None]
+    assert pair.triton.run(Batch([])).sampled == []
+
+
+def test_experts_that_are_not_packed_are_refused_by_name(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, replace(SHAPE, num_layers=1), experts="bfloat16")
+    with pytest.raises(CheckpointError, match=r"gate_up_proj: the Triton runner takes experts in MXFP4 only"):
+        load_model_as(DeviceForm(DEVICE), tmp_path)

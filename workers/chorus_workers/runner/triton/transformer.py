@@ -1,0 +1,113 @@
+"""The gpt-oss transformer of `chorus_workers.model.transformer`, on a device with fused kernels.
+
+Decode tokens and prefill tokens share all products, and differ in attention: a decode sequence writes its token and
+looks at its memory in one launch; a chunk in a window layer must look at the ring before it writes it.
+"""
+
+import torch
+from torch import Tensor
+
+from chorus_kernels.attention import op as attention
+from chorus_kernels.attention import rope_table
+from chorus_kernels.linear.op import linear
+from chorus_kernels.moe.layout import PackedExperts
+from chorus_kernels.moe.op import experts, route
+from chorus_kernels.norm_rope import yarn_concentration
+from chorus_kernels.norm_rope.op import add_rms_norm, rms_norm
+from chorus_workers.model.transformer import rope_frequencies
+from chorus_workers.model.weights import LayerWeights, Model
+from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
+from chorus_workers.runner.triton.step import DecodeInputs, PrefillInputs, StepInputs
+
+Layer = LayerWeights[PackedExperts]
+
+
+class DeviceTransformer:
+    """A model whose weights and KV memory are on one device."""
+
+    def __init__(self, model: Model[PackedExperts], memory: DeviceKVMemory, max_model_len: int) -> None:
+        self.model, self.memory = model, memory
+        config, device = model.config, model.embedding.device
+        concentration = yarn_concentration(config.rope.factor)
+        self._rope = rope_table(max_model_len, rope_frequencies(config).to(device), concentration)
+        self._embedding_rows = model.vocabulary.embedding_rows
+        if self._embedding_rows is not None:
+            self._embedding_rows = self._embedding_rows.to(device)
+
+    def forward(self, step: StepInputs) -> Tensor:
+        """Writes the KV of the step's tokens. Returns [sampled tokens, H], before the final norm."""
+        config, model = self.model.config, self.model
+        rows = step.token_ids if self._embedding_rows is None else self._embedding_rows[step.token_ids]
+        x = model.embedding.index_select(0, rows)
+        cos_sin = self._rope.index_select(0, step.positions)
+        normed = rms_norm(x, model.layers[0].attention_norm, config.rms_norm_eps)
+        for index, layer in enumerate(model.layers):
+            attended = self._attention(index, layer, normed, cos_sin, step)
+            x = linear(attended, layer.out, layer.out_bias, residual=x)
+            normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
+            mixed = self._experts(layer, normed)
+            if index + 1 < len(model.layers):
+                normed, x = add_rms_norm(mixed, x, model.layers[index + 1].attention_norm, config.rms_norm_eps)
+            else:
+                x = x + mixed
+        return x.index_select(0, step.sampled_tokens)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[S, H] of `forward` to float32 [S, N] over the vocabulary's rows."""
+        model = self.model
+        if model.head is None:
+            raise ValueError("only shard 0 holds the output head")
+        normed = rms_norm(x, model.final_norm, model.config.rms_norm_eps)
+        return linear(normed, model.head, None, out_dtype=torch.float32)
+
+    def _attention(self, index: int, layer: Layer, normed: Tensor, cos_sin: Tensor, step: StepInputs) -> Tensor:
+        """Returns [T, Hq * D]."""
+        qkv = linear(normed, layer.qkv, layer.qkv_bias)
+        kv, window = self.memory.layers[index], self.model.config.windows[index]
+        num_decode, head_dim = step.num_decode, self.model.config.head_dim
+        out = qkv.new_empty(qkv.shape[0], layer.sinks.shape[0], head_dim)
+        if step.decode is not None:
+            _decode(step.decode, qkv[:num_decode], cos_sin[:num_decode], kv, layer.sinks, window, out[:num_decode])
+        if step.prefill is not None:
+            _prefill(step.prefill, qkv[num_decode:], cos_sin[num_decode:], kv, layer.sinks, window, out[num_decode:])
+        return out.flatten(1)
+
+    def _experts(self, layer: Layer, normed: Tensor) -> Tensor:
+        config = self.model.config
+        logits = linear(normed, layer.router, layer.router_bias, out_dtype=torch.float32)
+        chosen, weights = route(logits, config.num_experts_per_token)
+        return experts(
+            normed,
+            chosen,
+            weights,
+            layer.gate_up,
+            layer.gate_up_bias,
+            layer.down,
+            layer.down_bias,
+            alpha=config.swiglu_alpha,
+            limit=config.swiglu_limit,
+            first_expert=self.model.shard.span(config.num_experts).start,
+        )
+
+
+def _decode(
+    step: DecodeInputs, qkv: Tensor, cos_sin: Tensor, kv: Tensor, sinks: Tensor, window: int | None, out: Tensor
+) -> None:
+    tables, ring = (step.block_tables, False) if window is None else (step.slots, True)
+    attention.rope_decode_attention(qkv, cos_sin, kv, tables, step.lengths, sinks, ring=ring, out=out)
+
+
+def _prefill(
+    step: PrefillInputs, qkv: Tensor, cos_sin: Tensor, kv: Tensor, sinks: Tensor, window: int | None, out: Tensor
+) -> None:
+    chunks = (step.cu_tokens, step.starts, sinks, step.tile_map)
+    if window is None:
+        q = attention.rope_and_write(qkv, cos_sin, kv, step.page_rows)
+        attention.prefill_attention(q, kv, step.block_tables, *chunks, out=out)
+    else:
+        q, k, v = attention.rope_split(qkv, cos_sin, num_kv_heads=kv.shape[2])
+        attention.prefill_attention(q, kv, step.slots, *chunks, window=window, k=k, v=v, out=out)
+        attention.write_kv(k, v, kv, step.ring_rows)
+        if step.saved_rows.shape[0]:
+            saved = step.saved_tokens
+            attention.write_kv(k.index_select(0, saved), v.index_select(0, saved), kv, step.saved_rows)
