@@ -11,7 +11,7 @@ from tests.support.runner_driver import ScatteredSequence, make_runner, poison
 from chorus_workers.model.checkpoint import CheckpointError, load_model
 from chorus_workers.model.config import read_config
 from chorus_workers.runner.base import Batch, SampleRequest, SequenceChunk
-from chorus_workers.runner.config import RunnerConfig, resolve
+from chorus_workers.runner.config import RunnerConfig, host_page_bytes, resolve
 from chorus_workers.runner.factory import create_runner
 from chorus_workers.runner.reference import ReferenceRunner
 from chorus_workers.sampling_params import SamplingParams
@@ -177,19 +177,19 @@ def test_resolve_fills_in_what_is_open(tmp_path: Path) -> None:
     model = read_config(write_checkpoint(tmp_path, SHAPE))
     # Two full layers, two KV heads of 20, keys and values, 4 bytes: 640 bytes a position, 10,240 a block.
     assert resolve(CONFIG, model, 10**12).num_blocks == -(-300 // 16)
-    assert resolve(CONFIG, model, 4 * 10_240 * 9).num_blocks == 9
+    assert resolve(CONFIG, model, host_page_bytes(4 * 10_240 * 9)).num_blocks == 9
     assert resolve(replace(CONFIG, max_model_len=None), model, 10**12).max_model_len == 131072
     assert resolve(replace(CONFIG, num_blocks=12), model, 0).num_blocks == 12
 
 
 @pytest.mark.parametrize(
-    ("changes", "free", "message"),
+    ("changes", "page_bytes", "message"),
     [
         ({"max_model_len": 131073}, 10**12, "max_model_len 131073 is more than the model's 131072 positions"),
         ({"num_blocks": 6}, 10**12, "num_blocks 6 of 16 positions can't hold one request of max_model_len 100"),
         ({}, 10_000, "num_blocks 0 of 16 positions can't hold"),
     ],
 )
-def test_resolve_refuses_what_cannot_be(tmp_path: Path, changes: dict[str, int], free: int, message: str) -> None:
+def test_resolve_refuses_what_cannot_be(tmp_path: Path, changes: dict[str, int], page_bytes: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        resolve(replace(CONFIG, **changes), read_config(write_checkpoint(tmp_path, SHAPE)), free)
+        resolve(replace(CONFIG, **changes), read_config(write_checkpoint(tmp_path, SHAPE)), page_bytes)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.support.checkpoints import Shape, write_checkpoint
 
-from chorus_workers.model.config import read_config
-from chorus_workers.runner.config import RunnerConfig, resolve
+from chorus_workers.model.config import ModelConfig, read_config
+from chorus_workers.runner.config import RunnerConfig, device_page_bytes, resolve
 from chorus_workers.runner.factory import create_runner
 from chorus_workers.runner.triton.device import check_capability, check_memory
 
@@ -43,6 +43,35 @@ def test_shards_are_the_reference_runner_s(tmp_path: Path) -> None:
 
 def test_pages_in_bfloat16_take_half_the_memory(tmp_path: Path) -> None:
     model = read_config(write_checkpoint(tmp_path, Shape(vocab_size=83)))
-    free = 4 * 10_240 * 9
-    assert resolve(CONFIG, model, free).num_blocks == 9
-    assert resolve(CONFIG, model, free, torch.bfloat16).num_blocks == 18
+    assert resolve(CONFIG, model, 10_240 * 9).num_blocks == 9
+    assert resolve(CONFIG, model, 10_240 * 9, torch.bfloat16).num_blocks == 18
+
+
+def gpt_oss(tmp_path: Path, num_layers: int, num_experts: int) -> ModelConfig:
+    model = read_config(write_checkpoint(tmp_path, Shape(num_layers=2)))
+    windows = (128, None) * (num_layers // 2)
+    return replace(model, num_heads=64, num_kv_heads=8, head_dim=64, num_experts=num_experts, windows=windows)
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+@pytest.mark.parametrize("num_slots", [1, 32, 256])
+@pytest.mark.parametrize(("num_layers", "num_experts", "free"), [(24, 32, 9 << 30), (36, 128, 15 << 30)])
+def test_one_gpu_holds_a_whole_context_and_all_kv_fits(
+    tmp_path: Path, num_layers: int, num_experts: int, free: int, num_slots: int, prefix_cache: bool
+) -> None:
+    """What 20b leaves of 24 GB, and 120b of 80 GB."""
+    model = gpt_oss(tmp_path, num_layers, num_experts)
+    config = replace(CONFIG, max_model_len=None, num_slots=num_slots, prefix_cache=prefix_cache)
+    info = resolve(config, model, device_page_bytes(config, model, free, torch.bfloat16), torch.bfloat16)
+    # Keys and values of eight heads of 64, two bytes each.
+    row = 2 * 8 * 64 * 2
+    rings = (info.num_slots + info.num_snapshots) * 128
+    kv_bytes = num_layers // 2 * row * (info.num_blocks * 16 + rings)
+    assert info.max_model_len == 131072 and kv_bytes <= 0.85 * free
+    assert num_slots == 1 or kv_bytes > 0.84 * free or info.num_blocks * 16 == num_slots * 8192
+
+
+def test_a_gpu_that_is_full_is_told_in_blocks(tmp_path: Path) -> None:
+    model = gpt_oss(tmp_path, 24, 32)
+    with pytest.raises(ValueError, match="num_blocks 0 of 16 positions can't hold"):
+        resolve(CONFIG, model, device_page_bytes(CONFIG, model, 1 << 20, torch.bfloat16), torch.bfloat16)

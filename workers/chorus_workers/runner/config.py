@@ -15,9 +15,11 @@ RunnerKind = Literal["reference", "triton"]
 
 DEMO_MODEL = "demo"
 _DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
-# Pages of KV take this share of the memory that is free at start, unless told otherwise, ...
-_KV_MEMORY_SHARE = 0.25
-# ... and no more than this many tokens a slot: a small model on a large machine needs no more.
+# Unless told otherwise, pages of KV take this share of a host's memory that is free at start; ...
+_HOST_PAGES_SHARE = 0.25
+# ... on a GPU all KV takes this share, and the rest is for a step's activations and logits, and for kernels; ...
+_DEVICE_KV_SHARE = 0.85
+# ... and pages no more than this many tokens a slot: a small model on a large machine needs no more.
 _KV_TOKENS_PER_SLOT = 8192
 # Snapshots of rings take this share of what the pages take, on top: one for each 1,024 tokens where half of the layers
 # have a window of 128. There are at least as many as slots.
@@ -56,10 +58,24 @@ class RunnerConfig:
         return _DEMO_FOLDER if self.model == DEMO_MODEL else Path(self.model)
 
 
+def host_page_bytes(free_bytes: int) -> int:
+    """What pages may take of a host's memory. Rings and snapshots come on top, and are small beside it."""
+    return int(free_bytes * _HOST_PAGES_SHARE)
+
+
+def device_page_bytes(config: RunnerConfig, model: ModelConfig, free_bytes: int, kv_dtype: torch.dtype) -> int:
+    """What pages may take of a GPU's memory, so that rings and snapshots fit beside them."""
+    rings = config.num_slots * ring_bytes(model, Shard(), kv_dtype)
+    left = int(free_bytes * _DEVICE_KV_SHARE) - rings
+    if config.prefix_cache:
+        left = min(int(left / (1 + _SNAPSHOT_SHARE)), left - rings)
+    return max(left, 0)
+
+
 def resolve(
-    config: RunnerConfig, model: ModelConfig, free_bytes: int, kv_dtype: torch.dtype = torch.float32
+    config: RunnerConfig, model: ModelConfig, page_bytes: int, kv_dtype: torch.dtype = torch.float32
 ) -> RunnerInfo:
-    """Fills in what the configuration leaves open. free_bytes: memory to take the KV's share of.
+    """Fills in what the configuration leaves open. page_bytes: memory that a shard's pages may take.
 
     Errors: ValueError naming the setting that can't be met.
     """
@@ -72,7 +88,7 @@ def resolve(
         block_bytes = config.block_size * kv_bytes_per_token(model, Shard(0, config.num_shards), kv_dtype)
         tokens = max(max_model_len, config.num_slots * min(max_model_len, _KV_TOKENS_PER_SLOT))
         wanted = -(-tokens // config.block_size)
-        num_blocks = min(wanted, int(free_bytes * _KV_MEMORY_SHARE) // max(block_bytes, 1))
+        num_blocks = min(wanted, page_bytes // max(block_bytes, 1))
     if num_blocks < longest:
         raise ValueError(
             f"num_blocks {num_blocks} of {config.block_size} positions can't hold one request of max_model_len "

@@ -10,7 +10,13 @@ from chorus_workers.model.checkpoint import load_model, load_model_as
 from chorus_workers.model.config import read_config
 from chorus_workers.model.weights import ReferenceModel, Shard
 from chorus_workers.runner.base import Runner
-from chorus_workers.runner.config import RunnerConfig, resolve, resolve_threads
+from chorus_workers.runner.config import (
+    RunnerConfig,
+    device_page_bytes,
+    host_page_bytes,
+    resolve,
+    resolve_threads,
+)
 from chorus_workers.runner.reference import ReferenceRunner
 from chorus_workers.runner.shard_group import ShardLeader, ShardLinks, follow
 
@@ -45,14 +51,15 @@ def create_runner(config: RunnerConfig) -> Runner:
         return _create_triton_runner(config)
     if config.num_shards == 1:
         model = _load(config, Shard())
-        return ReferenceRunner(model, resolve(config, model.config, psutil.virtual_memory().available))
+        return ReferenceRunner(model, resolve(config, model.config, host_page_bytes(psutil.virtual_memory().available)))
     if config.shard_address is None:
         raise ValueError(f"num_shards is {config.num_shards}: shard_address must say where the shards meet")
     shard = Shard(0, config.num_shards)
     shard.check(read_config(config.folder))
     with ShardLinks.join(0, config.num_shards, config.shard_address) as links:
         model = _load(config, shard)
-        info = resolve(config, model.config, psutil.virtual_memory().available // config.num_shards)
+        available = psutil.virtual_memory().available // config.num_shards
+        info = resolve(config, model.config, host_page_bytes(available))
         return ShardLeader(model, info, links)
 
 
@@ -67,7 +74,11 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
     device = choose_device()
     check_memory(sum(file.stat().st_size for file in config.folder.glob("*.safetensors")), _free_bytes(device))
     model = load_model_as(DeviceForm(device), config.folder)
-    return TritonRunner(model, resolve(config, model.config, _free_bytes(device), model.embedding.dtype))
+    # What loading left in the allocator would count as taken.
+    torch.cuda.empty_cache()
+    dtype = model.embedding.dtype
+    page_bytes = device_page_bytes(config, model.config, _free_bytes(device), dtype)
+    return TritonRunner(model, resolve(config, model.config, page_bytes, dtype))
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -65,10 +65,10 @@ def kv_bytes_per_token(config: ModelConfig, shard: Shard, dtype: torch.dtype = t
     return num_layers * config.num_kv_heads // shard.size * 2 * config.head_dim * dtype.itemsize
 
 
-def ring_bytes(config: ModelConfig, shard: Shard) -> int:
+def ring_bytes(config: ModelConfig, shard: Shard, dtype: torch.dtype = torch.float32) -> int:
     """Bytes that the ring of one slot, or one snapshot, takes in all window layers of a shard."""
     num_layers = sum(window is not None for window in config.windows)
-    return num_layers * config.window * config.num_kv_heads // shard.size * 2 * config.head_dim * torch.float32.itemsize
+    return num_layers * config.window * config.num_kv_heads // shard.size * 2 * config.head_dim * dtype.itemsize
 
 
 def gather(memory: Tensor, rows: Tensor) -> Tensor:
