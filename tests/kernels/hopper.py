@@ -38,12 +38,14 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What a kernel takes: registers a thread, bytes spilled a thread, bytes of shared memory a program."""
+    """What a kernel takes: registers a thread, bytes spilled a thread, bytes of shared memory a program. `specialised`:
+    the run-time integers of which a new kind of value (1, a multiple of 16, another) makes a launch compile anew."""
 
     registers: int
     spilled: int
     shared: int
     ptx: str
+    specialised: Sequence[str]
 
 
 def compile_for_hopper(variants: Sequence[Variant]) -> list[Compiled]:
@@ -88,7 +90,9 @@ def _compile(variant: Variant) -> Compiled:
         options["maxnreg"] = variant.max_registers
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     registers, spilled = _resources(compiled.asm["cubin"])
-    return Compiled(registers, spilled, compiled.metadata.shared, compiled.asm["ptx"])
+    integers = [name for name, kind in variant.signature.items() if kind in ("i32", "i64", "1")]
+    specialised = [p.name for p in function.params if p.name in integers and not p.do_not_specialize]
+    return Compiled(registers, spilled, compiled.metadata.shared, compiled.asm["ptx"], specialised)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -60,6 +60,7 @@ def test_kernels_compile_for_hopper() -> None:
     ]  # fmt: skip
     results = compile_for_hopper(decode + grouped + rest)
     assert [result.spilled for result in results] == [0] * len(results)
+    assert {name for result in results for name in result.specialised} <= SHARD.keys()
     for result in results[:2]:
         # What is loaded becomes the tensor cores' operands without an exchange between lanes.
         assert result.registers <= 128 and result.shared == 0 and result.ptx.count("mma.sync") == 16

@@ -40,7 +40,8 @@ def _split(length, num_splits, SPLIT_MIN: tl.constexpr, BLOCK_N: tl.constexpr):
     return tl.maximum(share, SPLIT_MIN)
 
 
-@triton.jit
+# A block table is as wide as the step's longest context: no kernel is compiled for a width.
+@triton.jit(do_not_specialize=["table_stride"])
 def decode_attention_kernel(
     q,
     cos_sin,
@@ -152,7 +153,7 @@ def decode_attention_kernel(
         tl.store(target, (mixed / total[:, None]).to(out.dtype.element_ty), mask=q_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def combine_splits_kernel(
     partial,
     stats,
@@ -184,7 +185,7 @@ def combine_splits_kernel(
     tl.store(target, result.to(out.dtype.element_ty), mask=d < HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def prefill_attention_kernel(
     q,
     k,

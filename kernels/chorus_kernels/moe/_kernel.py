@@ -19,7 +19,8 @@ _UPPER_HALF: tl.constexpr = tl.constexpr(-65536)
 _COLUMNS: tl.constexpr = tl.constexpr(8)
 
 
-@triton.jit
+# No kernel is compiled for a number of tokens, slots or tiles, which differ from step to step.
+@triton.jit(do_not_specialize=["num_tokens"])
 def route_kernel(
     logits_ptr, experts_ptr, weights_ptr, num_tokens, num_experts,
     TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -215,7 +216,7 @@ def _halves(acc):
     return tl.split(tl.permute(tl.reshape(acc, 2, 8, _COLUMNS), 1, 2, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def decode_gate_up_kernel(
     x_ptr, experts_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr,
     num_tokens, first_expert, num_experts, alpha, limit,
@@ -243,7 +244,7 @@ def decode_gate_up_kernel(
     tl.store(to, _rounded(out, tl.bfloat16), mask=(slots >= 0)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def decode_down_kernel(
     hidden_ptr, experts_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr,
     num_tokens, first_expert, num_experts,
@@ -279,7 +280,7 @@ def decode_down_kernel(
 # ---- Many tokens: slots sorted by expert, tiles of BLOCK_M slots. ----
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots", "num_tiles"])
 def prepare_kernel(
     x_ptr, experts_ptr, order_ptr, tiles_ptr, fragments_ptr, num_slots, first_expert, num_experts, num_tiles,
     HIDDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -383,7 +384,7 @@ def _grouped_tile(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])
 def grouped_gate_up_kernel(
     x_ptr, order_ptr, tiles_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, num_tiles, alpha, limit,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr,
@@ -423,7 +424,7 @@ def grouped_gate_up_kernel(
     tl.store(to, out, mask=(m < count)[None, :] & (i < WIDTH)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])
 def grouped_down_kernel(
     hidden_ptr, order_ptr, tiles_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, num_tiles,
     HIDDEN: tl.constexpr, INNER: tl.constexpr,

@@ -9,7 +9,8 @@ LARGEST = tl.constexpr(3.4028234663852886e38)
 PROMPT_BIT = tl.constexpr(1 << 30)
 
 
-@triton.jit
+# No kernel is compiled for a number of entries, which differs from step to step, nor for a history's length.
+@triton.jit(do_not_specialize=["num_entries"])
 def bias_kernel(logits_ptr, rows_ptr, tokens_ptr, values_ptr, num_entries, N, BLOCK: tl.constexpr):
     entries = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     listed = entries < num_entries
@@ -33,7 +34,7 @@ def load_history(
     return tokens, known & (tokens >= 0) & (tokens < N), places < tl.load(num_prompt_ptr + entry)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["history_stride"])
 def count_kernel(
     rows_ptr,  # int64 [P]
     history_ptr,  # int32 or int64 [R, history_stride]
@@ -56,7 +57,7 @@ def count_kernel(
         tl.atomic_add(counts, 1, mask=known & (prompt == 0), sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["history_stride"])
 def penalty_kernel(
     logits_ptr,  # float32 [S, N]
     rows_ptr,
@@ -120,7 +121,7 @@ def logprob_scan_kernel(
     tl.store(argmax_ptr + row * num_tiles + tl.program_id(0), first)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def logprob_kernel(
     logits_ptr,  # float32 [S, N]
     chosen_ptr,  # int64 [S]
