@@ -8,9 +8,12 @@ import torch
 from tests.support.checkpoints import Shape, write_checkpoint
 
 from chorus_workers.model.config import ModelConfig, read_config
+from chorus_workers.model.weights import Shard
 from chorus_workers.runner.config import RunnerConfig, device_page_bytes, resolve
 from chorus_workers.runner.factory import create_runner
-from chorus_workers.runner.triton.device import check_capability, check_memory
+from chorus_workers.runner.kv_memory import kv_bytes
+from chorus_workers.runner.triton.device import check_capability, check_kv_memory, check_memory
+from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
 
 CONFIG = RunnerConfig(
     "", max_model_len=100, block_size=16, num_blocks=None, num_slots=3, max_batched_tokens=64, runner="triton"
@@ -63,15 +66,32 @@ def test_one_gpu_holds_a_whole_context_and_all_kv_fits(
     model = gpt_oss(tmp_path, num_layers, num_experts)
     config = replace(CONFIG, max_model_len=None, num_slots=num_slots, prefix_cache=prefix_cache)
     info = resolve(config, model, device_page_bytes(config, model, free, torch.bfloat16), torch.bfloat16)
-    # Keys and values of eight heads of 64, two bytes each.
-    row = 2 * 8 * 64 * 2
-    rings = (info.num_slots + info.num_snapshots) * 128
-    kv_bytes = num_layers // 2 * row * (info.num_blocks * 16 + rings)
-    assert info.max_model_len == 131072 and kv_bytes <= 0.85 * free
-    assert num_slots == 1 or kv_bytes > 0.84 * free or info.num_blocks * 16 == num_slots * 8192
+    taken = kv_bytes(model, info, torch.bfloat16)
+    assert info.max_model_len == 131072 and taken <= 0.85 * free
+    assert num_slots == 1 or taken > 0.84 * free or info.num_blocks * 16 == num_slots * 8192
 
 
 def test_a_gpu_that_is_full_is_told_in_blocks(tmp_path: Path) -> None:
     model = gpt_oss(tmp_path, 24, 32)
     with pytest.raises(ValueError, match="num_blocks 0 of 16 positions can't hold"):
         resolve(CONFIG, model, device_page_bytes(CONFIG, model, 1 << 20, torch.bfloat16), torch.bfloat16)
+
+
+def test_more_kv_than_fits_is_refused_in_numbers(tmp_path: Path) -> None:
+    model = gpt_oss(tmp_path, 24, 32)
+    info = resolve(replace(CONFIG, num_blocks=10**6, num_slots=250), model, 0)
+    memory = DeviceKVMemory(
+        model,
+        Shard(),
+        num_blocks=info.num_blocks,
+        block_size=info.block_size,
+        num_slots=info.num_slots,
+        num_snapshots=info.num_snapshots,
+        dtype=torch.bfloat16,
+        device=torch.device("meta"),
+    )
+    taken = kv_bytes(model, info, torch.bfloat16)
+    assert taken == sum(layer.nbytes for layer in memory.layers)
+    check_kv_memory(taken, taken)
+    with pytest.raises(ValueError, match=r"max_num_seqs ask for 412\.7 GiB of KV, and the GPU has 64\.0 GiB"):
+        check_kv_memory(taken, 64 << 30)

@@ -67,7 +67,7 @@ def device_page_bytes(config: RunnerConfig, model: ModelConfig, free_bytes: int,
     """What pages may take of a GPU's memory, so that rings and snapshots fit beside them."""
     rings = config.num_slots * ring_bytes(model, Shard(), kv_dtype)
     left = int(free_bytes * _DEVICE_KV_SHARE) - rings
-    if config.prefix_cache:
+    if config.prefix_cache and rings:
         left = min(int(left / (1 + _SNAPSHOT_SHARE)), left - rings)
     return max(left, 0)
 

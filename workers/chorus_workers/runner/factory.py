@@ -17,6 +17,7 @@ from chorus_workers.runner.config import (
     resolve,
     resolve_threads,
 )
+from chorus_workers.runner.kv_memory import kv_bytes
 from chorus_workers.runner.reference import ReferenceRunner
 from chorus_workers.runner.shard_group import ShardLeader, ShardLinks, follow
 
@@ -65,7 +66,7 @@ def create_runner(config: RunnerConfig) -> Runner:
 
 def _create_triton_runner(config: RunnerConfig) -> Runner:
     # Here, so that other runners start without Triton.
-    from chorus_workers.runner.triton.device import check_memory, choose_device
+    from chorus_workers.runner.triton.device import check_kv_memory, check_memory, choose_device
     from chorus_workers.runner.triton.form import DeviceForm
     from chorus_workers.runner.triton.runner import TritonRunner
 
@@ -76,9 +77,10 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
     model = load_model_as(DeviceForm(device), config.folder)
     # What loading left in the allocator would count as taken.
     torch.cuda.empty_cache()
-    dtype = model.embedding.dtype
-    page_bytes = device_page_bytes(config, model.config, _free_bytes(device), dtype)
-    return TritonRunner(model, resolve(config, model.config, page_bytes, dtype))
+    dtype, free_bytes = model.embedding.dtype, _free_bytes(device)
+    info = resolve(config, model.config, device_page_bytes(config, model.config, free_bytes, dtype), dtype)
+    check_kv_memory(kv_bytes(model.config, info, dtype), free_bytes)
+    return TritonRunner(model, info)
 
 
 def _free_bytes(device: torch.device) -> int:

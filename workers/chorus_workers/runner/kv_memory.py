@@ -12,6 +12,7 @@ from torch import Tensor
 
 from chorus_workers.model.config import ModelConfig
 from chorus_workers.model.weights import Shard
+from chorus_workers.runner.base import RunnerInfo
 
 
 class KVMemory:
@@ -69,6 +70,12 @@ def ring_bytes(config: ModelConfig, shard: Shard, dtype: torch.dtype = torch.flo
     """Bytes that the ring of one slot, or one snapshot, takes in all window layers of a shard."""
     num_layers = sum(window is not None for window in config.windows)
     return num_layers * config.window * config.num_kv_heads // shard.size * 2 * config.head_dim * dtype.itemsize
+
+
+def kv_bytes(config: ModelConfig, info: RunnerInfo, dtype: torch.dtype) -> int:
+    """Bytes that all KV of a model in one piece takes: pages, rings and snapshots."""
+    pages = info.num_blocks * info.block_size * kv_bytes_per_token(config, Shard(), dtype)
+    return pages + (info.num_slots + info.num_snapshots) * ring_bytes(config, Shard(), dtype)
 
 
 def gather(memory: Tensor, rows: Tensor) -> Tensor:

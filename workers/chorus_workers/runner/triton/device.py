@@ -32,3 +32,12 @@ def check_memory(weight_bytes: int, free_bytes: int) -> None:
             f"the weights take {weight_bytes / _GIB:.1f} GiB, and the GPU has {free_bytes / _GIB:.1f} GiB free: "
             "stop what else runs on it, or take a smaller model"
         )
+
+
+def check_kv_memory(kv_bytes: int, free_bytes: int) -> None:
+    """Errors: ValueError, if the KV that was asked for doesn't fit beside the weights."""
+    if kv_bytes > free_bytes:
+        raise ValueError(
+            f"num_blocks and max_num_seqs ask for {kv_bytes / _GIB:.1f} GiB of KV, and the GPU has "
+            f"{free_bytes / _GIB:.1f} GiB free beside the weights: lower them, or leave num_blocks open"
+        )
