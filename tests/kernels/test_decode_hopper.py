@@ -35,7 +35,7 @@ def sampling(kernel: str, parameters: Mapping[str, str], constants: Mapping[str,
 def draws(tile_columns: int, num_tiles: int) -> list[Variant]:
     variants = []
     flags = {"HAS_IDS": False, "MIN_TEMPERATURE": 1e-5, "TILE": tile_columns}
-    for masked, truncated in [(False, False), (True, True)]:
+    for masked, truncated in [(False, False), (False, True), (True, True)]:
         shared = signature(
             fp32="logits_ptr temperature_ptr top_p_ptr stats_ptr",
             i64="seeds_ptr positions_ptr ids_ptr",
@@ -72,11 +72,13 @@ def test_no_variant_spills() -> None:
     norm_constants = {"H": 2880, "EPS": 1e-5, "ADD": True, "BLOCK": 4096}
     rows = signature(bf16="x_ptr residual_ptr weight_ptr out_ptr new_residual_ptr")
     norm = Variant("chorus_kernels.norm_rope._kernel:rms_norm_kernel", rows, norm_constants)
-    # QKV, attention output, output head.
+    # QKV, attention output, output head; QKV for a few, the router.
     products = [
         linear(5120, 2880, 1, "*bf16"),
         linear(2880, 4096, 1, "*bf16"),
         linear(VOCABULARY, 2880, MAX_TOKENS, "*fp32"),
+        linear(5120, 2880, 4, "*bf16"),
+        linear(32, 2880, 2, "*fp32"),
     ]
     columns = tile_size(VOCABULARY)
     variants = [norm, *products, *draws(columns, 128), *around_draws(columns, 128)]

@@ -39,7 +39,8 @@ def test_kernels_compile_for_hopper() -> None:
             {**constants, "SPLITS": op.down_splits(2880)}, 1, 1,
         ),
     ]  # fmt: skip
-    grouped = grouped_variants(256)[:1] + grouped_variants(32768)
+    # Every choice of tiles: means of 8, 32, 64 and 1,024 slots an expert.
+    grouped = [variant for num_slots in (256, 1024, 2048, 32768) for variant in grouped_variants(num_slots)]
     rest = [
         Variant(
             KERNELS + "route_kernel",
@@ -64,5 +65,5 @@ def test_kernels_compile_for_hopper() -> None:
     for result in results[:2]:
         # What is loaded becomes the tensor cores' operands without an exchange between lanes.
         assert result.registers <= 128 and result.shared == 0 and result.ptx.count("mma.sync") == 16
-    for result in results[2:5]:
+    for result in results[2 : 2 + len(grouped)]:
         assert result.registers <= 128 and result.shared <= 113 * 1024 and "wgmma" in result.ptx

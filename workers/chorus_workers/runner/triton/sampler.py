@@ -52,10 +52,11 @@ class DeviceSampler:
         if with_logprobs:
             values = self._logprobs(logits, columns, sent[picked], [params[row] for row in with_logprobs])
             logprobs = dict(zip(with_logprobs, values, strict=True))
-        token_ids = self._to_ids(columns).tolist()
+        # One transfer to the host for all.
+        token_ids = torch.where(finite, self._to_ids(columns), -1).tolist()
         return [
-            SampledToken(token_id, *logprobs.get(row, ())) if is_finite else SampledToken(0, failed=True)
-            for row, (token_id, is_finite) in enumerate(zip(token_ids, finite.tolist(), strict=True))
+            SampledToken(token_id, *logprobs.get(row, ())) if token_id >= 0 else SampledToken(0, failed=True)
+            for row, token_id in enumerate(token_ids)
         ]
 
     def _add_bias(self, upload: Upload, params: Sequence[SamplingParams]) -> dict[str, int]:
