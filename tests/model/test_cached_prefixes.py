@@ -3,7 +3,7 @@
 import random
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support.checkpoints import Shape, write_checkpoint
+from tests.support.engine_driver import Answer, run
 from tests.support.runner_driver import ScatteredSequence, make_runner, poison
 from tests.support.shard_process import free_address, shard_config, spawn_shard
 
@@ -26,7 +27,6 @@ from chorus_workers.sampling_params import SamplingParams
 
 VOCAB_SIZE = 83
 MAX_MODEL_LEN = 160
-Answer = tuple[list[int], FinishReason]
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +50,6 @@ def build(folder: Path, *, block_size: int = 7, prefix_cache: bool = True, **set
 
 def over(runner: Runner, *, prefix_cache: bool = True) -> Engine:
     return Engine(runner, max_queued_requests=100, clock=time.monotonic, prefix_cache=prefix_cache)
-
-
-def run(engine: Engine, requests: Sequence[GenerationRequest]) -> dict[str, Answer]:
-    for request in requests:
-        engine.add(request)
-    tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
-    reasons: dict[str, FinishReason] = {}
-    while engine.has_requests:
-        output = engine.step()
-        assert not output.refused
-        for request_id, token_id in zip(output.request_ids, output.token_ids, strict=True):
-            tokens[request_id].append(token_id)
-        reasons |= {request_id: reason for request_id, (reason, _) in output.finished.items()}
-        engine.check_integrity()
-    assert engine.load().kv_usage == 0
-    return {request_id: (tokens[request_id], reasons[request_id]) for request_id in tokens}
 
 
 def draw(dice: random.Random, count: int) -> list[int]:

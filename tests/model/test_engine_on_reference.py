@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.checkpoints import Shape, write_checkpoint
+from tests.support.engine_driver import Answer, run
 from tests.support.runner_driver import poison
 
 from chorus_workers.config import WorkerConfig
@@ -19,7 +20,6 @@ from chorus_workers.sampling_params import SamplingParams
 
 SHAPE = Shape(window=16)
 MAX_MODEL_LEN = 96
-Answer = tuple[list[int], FinishReason]
 
 PARAMS = {
     "greedy": SamplingParams(temperature=0.0),
@@ -51,22 +51,6 @@ def build(checkpoint: Path, *, num_blocks: int, num_slots: int = 4, max_batched_
     assert isinstance(runner, ReferenceRunner)
     poison(runner)
     return Engine(runner, max_queued_requests=100, clock=time.monotonic)
-
-
-def run(engine: Engine, requests: list[GenerationRequest]) -> dict[str, Answer]:
-    for request in requests:
-        engine.add(request)
-    tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
-    reasons: dict[str, FinishReason] = {}
-    while engine.has_requests:
-        output = engine.step()
-        assert not output.refused
-        for request_id, token_id in zip(output.request_ids, output.token_ids, strict=True):
-            tokens[request_id].append(token_id)
-        reasons |= {request_id: reason for request_id, (reason, _) in output.finished.items()}
-    engine.check_integrity()
-    assert engine.load().kv_usage == 0
-    return {request_id: (tokens[request_id], reasons[request_id]) for request_id in tokens}
 
 
 def crowd() -> list[GenerationRequest]:

@@ -80,16 +80,7 @@ def test_a_gpu_that_is_full_is_told_in_blocks(tmp_path: Path) -> None:
 def test_more_kv_than_fits_is_refused_in_numbers(tmp_path: Path) -> None:
     model = gpt_oss(tmp_path, 24, 32)
     info = resolve(replace(CONFIG, num_blocks=10**6, num_slots=250), model, 0)
-    memory = DeviceKVMemory(
-        model,
-        Shard(),
-        num_blocks=info.num_blocks,
-        block_size=info.block_size,
-        num_slots=info.num_slots,
-        num_snapshots=info.num_snapshots,
-        dtype=torch.bfloat16,
-        device=torch.device("meta"),
-    )
+    memory = DeviceKVMemory(model, Shard(), info, torch.bfloat16, torch.device("meta"))
     taken = kv_bytes(model, info, torch.bfloat16)
     assert taken == sum(layer.nbytes for layer in memory.layers)
     check_kv_memory(taken, taken)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FAKE_MODEL_PREFIX = "fake:"
+RunnerKind = Literal["reference", "triton"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class WorkerConfig:
     # CPU threads of the runner. None: what the runner takes.
     num_threads: int | None = None
     # "reference": PyTorch on CPUs. "triton": our kernels on a GPU.
-    runner: Literal["reference", "triton"] = "reference"
+    runner: RunnerKind = "reference"
     # Ray actor that gathers metrics, as "name" or "namespace/name"; once a second it is sent
     # push(role: str, replica: str, page: str). None: metrics are not pushed.
     metrics_actor: str | None = None

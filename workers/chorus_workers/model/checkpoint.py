@@ -48,20 +48,20 @@ def load_model(
     config, shard = read_config(folder), shard or Shard()
     num_experts = config.num_layers * config.num_experts // shard.size
     expert_bytes = 3 * config.intermediate_size * config.hidden_size * 4
-    return load_model_as(ReferenceForm(unpack=num_experts * expert_bytes <= unpacked_experts_limit), folder, shard)
+    form = ReferenceForm(unpack=num_experts * expert_bytes <= unpacked_experts_limit)
+    return _Loader(folder, config, shard, form).model()
 
 
 def load_model_as(form: WeightForm[E], folder: Path, shard: Shard | None = None) -> Model[E]:
     """Reads a shard's share of a checkpoint in a runner's form. Errors: as `load_model`'s, and the form's."""
-    config, shard = read_config(folder), shard or Shard()
-    shard.check(config)
-    return _Loader(folder, config, shard, form).model()
+    return _Loader(folder, read_config(folder), shard or Shard(), form).model()
 
 
 class _Loader(Generic[E]):
     """Reads named tensors into a form that a runner runs on."""
 
     def __init__(self, folder: Path, config: ModelConfig, shard: Shard, form: WeightForm[E]) -> None:
+        shard.check(config)
         self.config, self.shard, self.form = config, shard, form
         self.files = TensorFiles(folder)
         self.layout = layout = ORIGINAL if ORIGINAL.embedding in self.files else HUGGING_FACE

@@ -68,6 +68,11 @@ class Batch:
 
     chunks: Sequence[SequenceChunk]
 
+    @property
+    def samples(self) -> list[SampleRequest]:
+        """What is asked for, in the chunks' order."""
+        return [chunk.sample for chunk in self.chunks if chunk.sample is not None]
+
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
@@ -86,6 +91,13 @@ class StepResult:
     """One entry for each chunk, in the batch's order; None where no token was asked for."""
 
     sampled: Sequence[SampledToken | None]
+
+    @classmethod
+    def of(cls, batch: Batch, tokens: Sequence[SampledToken]) -> "StepResult":
+        """Gives the chunks that asked for a token theirs, in the batch's order."""
+        asking = [i for i, chunk in enumerate(batch.chunks) if chunk.sample is not None]
+        drawn = dict(zip(asking, tokens, strict=True))
+        return cls([drawn.get(i) for i in range(len(batch.chunks))])
 
 
 class Runner(ABC):

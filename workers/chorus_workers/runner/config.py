@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from chorus_workers.config import RunnerKind
 from chorus_workers.model.config import ModelConfig
 from chorus_workers.model.weights import Shard
 from chorus_workers.runner.base import RunnerInfo
 from chorus_workers.runner.kv_memory import kv_bytes_per_token, ring_bytes
-
-RunnerKind = Literal["reference", "triton"]
 
 DEMO_MODEL = "demo"
 _DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"

@@ -18,21 +18,13 @@ from chorus_workers.runner.base import RunnerInfo
 class KVMemory:
     """Preallocated KV of one shard, float32. The operating system commits a page when it is first written."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        shard: Shard,
-        *,
-        num_blocks: int,
-        block_size: int,
-        num_slots: int,
-        num_snapshots: int = 0,
-    ) -> None:
-        self.block_size = block_size
+    def __init__(self, config: ModelConfig, shard: Shard, info: RunnerInfo) -> None:
+        self.block_size = info.block_size
         self.window = config.window
-        self._num_slots = num_slots
+        self._num_slots = info.num_slots
         num_heads = config.num_kv_heads // shard.size
-        rows = {True: 1 + (num_slots + num_snapshots) * config.window, False: 1 + num_blocks * block_size}
+        num_rings = info.num_slots + info.num_snapshots
+        rows = {True: 1 + num_rings * config.window, False: 1 + info.num_blocks * info.block_size}
         self.layers = tuple(
             torch.empty(num_heads, rows[window is not None], 2 * config.head_dim) for window in config.windows
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from chorus_workers.model.transformer import Collective, Transformer
 from chorus_workers.model.weights import ReferenceModel
-from chorus_workers.runner.base import Batch, Runner, RunnerInfo, SampledToken, SequenceChunk, StepResult
+from chorus_workers.runner.base import Batch, Runner, RunnerInfo, SequenceChunk, StepResult
 from chorus_workers.runner.hybrid_attention import HybridAttention
 from chorus_workers.runner.kv_memory import KVMemory
 from chorus_workers.runner.sampler import Sampler
@@ -23,14 +23,7 @@ class ReferenceRunner(Runner):
         self._transformer = Transformer(model, collective=collective)
         self._num_heads = model.config.num_heads // model.shard.size
         self._sampler = Sampler(model.vocabulary)
-        self.memory = KVMemory(
-            model.config,
-            model.shard,
-            num_blocks=info.num_blocks,
-            block_size=info.block_size,
-            num_slots=info.num_slots,
-            num_snapshots=info.num_snapshots,
-        )
+        self.memory = KVMemory(model.config, model.shard, info)
 
     @property
     def info(self) -> RunnerInfo:
@@ -38,17 +31,13 @@ class ReferenceRunner(Runner):
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepResult:
-        sampled: list[SampledToken | None] = [None] * len(batch.chunks)
         if not batch.chunks:
-            return StepResult(sampled)
-        wanted = [(i, chunk.sample) for i, chunk in enumerate(batch.chunks) if chunk.sample is not None]
-        last_hidden = self.forward(batch.chunks)
-        if wanted:
-            logits = self.logits(last_hidden[[i for i, _ in wanted]])
-            tokens = self._sampler.draw(logits, [request for _, request in wanted])
-            for (i, _), token in zip(wanted, tokens, strict=True):
-                sampled[i] = token
-        return StepResult(sampled)
+            return StepResult.of(batch, ())
+        last_hidden, samples = self.forward(batch.chunks), batch.samples
+        if not samples:
+            return StepResult.of(batch, ())
+        asking = [i for i, chunk in enumerate(batch.chunks) if chunk.sample is not None]
+        return StepResult.of(batch, self._sampler.draw(self.logits(last_hidden[asking]), samples))
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[SequenceChunk]) -> Tensor:

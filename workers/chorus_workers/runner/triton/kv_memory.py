@@ -14,6 +14,7 @@ from torch import Tensor
 
 from chorus_workers.model.config import ModelConfig
 from chorus_workers.model.weights import Shard
+from chorus_workers.runner.base import RunnerInfo
 
 Rows = NDArray[np.int32]
 
@@ -22,21 +23,13 @@ class DeviceKVMemory:
     """Preallocated KV of one shard."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        shard: Shard,
-        *,
-        num_blocks: int,
-        block_size: int,
-        num_slots: int,
-        num_snapshots: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, config: ModelConfig, shard: Shard, info: RunnerInfo, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.block_size, self.window = block_size, config.window
-        self._num_slots = num_slots
+        self.block_size, self.window = info.block_size, config.window
+        self._num_slots = info.num_slots
         num_heads = config.num_kv_heads // shard.size
-        sizes = {True: (num_slots + num_snapshots, config.window), False: (num_blocks, block_size)}
+        num_rings = info.num_slots + info.num_snapshots
+        sizes = {True: (num_rings, config.window), False: (info.num_blocks, info.block_size)}
         self.layers = tuple(
             torch.empty(2, blocks, num_heads, rows, config.head_dim, dtype=dtype, device=device)
             for blocks, rows in (sizes[window is not None] for window in config.windows)

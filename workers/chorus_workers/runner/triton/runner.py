@@ -5,7 +5,7 @@ from torch import Tensor
 
 from chorus_kernels.moe.layout import PackedExperts
 from chorus_workers.model.weights import Model
-from chorus_workers.runner.base import Batch, Runner, RunnerInfo, SampledToken, StepResult
+from chorus_workers.runner.base import Batch, Runner, RunnerInfo, StepResult
 from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
 from chorus_workers.runner.triton.sampler import DeviceSampler
 from chorus_workers.runner.triton.step import prepare_step
@@ -17,16 +17,7 @@ class TritonRunner(Runner):
 
     def __init__(self, model: Model[PackedExperts], info: RunnerInfo) -> None:
         self._info, self._device = info, model.embedding.device
-        self.memory = DeviceKVMemory(
-            model.config,
-            model.shard,
-            num_blocks=info.num_blocks,
-            block_size=info.block_size,
-            num_slots=info.num_slots,
-            num_snapshots=info.num_snapshots,
-            dtype=model.embedding.dtype,
-            device=self._device,
-        )
+        self.memory = DeviceKVMemory(model.config, model.shard, info, model.embedding.dtype, self._device)
         self._transformer = DeviceTransformer(model, self.memory, info.max_model_len)
         self._sampler = DeviceSampler(model.vocabulary, self._device)
         self._group = model.config.num_heads // model.config.num_kv_heads
@@ -37,16 +28,12 @@ class TritonRunner(Runner):
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepResult:
-        sampled: list[SampledToken | None] = [None] * len(batch.chunks)
         if not batch.chunks:
-            return StepResult(sampled)
-        wanted = [(i, chunk.sample) for i, chunk in enumerate(batch.chunks) if chunk.sample is not None]
-        hidden = self._forward(batch)
-        if wanted:
-            tokens = self._sampler.draw(self._transformer.logits(hidden), [request for _, request in wanted])
-            for (i, _), token in zip(wanted, tokens, strict=True):
-                sampled[i] = token
-        return StepResult(sampled)
+            return StepResult.of(batch, ())
+        hidden, samples = self._forward(batch), batch.samples
+        if not samples:
+            return StepResult.of(batch, ())
+        return StepResult.of(batch, self._sampler.draw(self._transformer.logits(hidden), samples))
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:

@@ -35,30 +35,26 @@ class DeviceTransformer:
             self._embedding_rows = self._embedding_rows.to(device)
 
     def forward(self, step: StepInputs) -> Tensor:
-        """Writes the KV of the step's tokens. Returns [sampled tokens, H], before the final norm."""
+        """Writes the KV of the step's tokens. Returns [sampled tokens, H], normed for the output head."""
         config, model = self.model.config, self.model
         rows = step.token_ids if self._embedding_rows is None else self._embedding_rows[step.token_ids]
         x = model.embedding.index_select(0, rows)
         cos_sin = self._rope.index_select(0, step.positions)
         normed = rms_norm(x, model.layers[0].attention_norm, config.rms_norm_eps)
-        for index, layer in enumerate(model.layers):
+        # A layer's sum and the norm of what follows it are one launch.
+        following = (*(layer.attention_norm for layer in model.layers[1:]), model.final_norm)
+        for index, (layer, following_norm) in enumerate(zip(model.layers, following, strict=True)):
             attended = self._attention(index, layer, normed, cos_sin, step)
             x = linear(attended, layer.out, layer.out_bias, residual=x)
             normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
-            mixed = self._experts(layer, normed)
-            if index + 1 < len(model.layers):
-                normed, x = add_rms_norm(mixed, x, model.layers[index + 1].attention_norm, config.rms_norm_eps)
-            else:
-                x = x + mixed
-        return x.index_select(0, step.sampled_tokens)
+            normed, x = add_rms_norm(self._experts(layer, normed), x, following_norm, config.rms_norm_eps)
+        return normed.index_select(0, step.sampled_tokens)
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, normed: Tensor) -> Tensor:
         """[S, H] of `forward` to float32 [S, N] over the vocabulary's rows."""
-        model = self.model
-        if model.head is None:
+        if self.model.head is None:
             raise ValueError("only shard 0 holds the output head")
-        normed = rms_norm(x, model.final_norm, model.config.rms_norm_eps)
-        return linear(normed, model.head, None, out_dtype=torch.float32)
+        return linear(normed, self.model.head, None, out_dtype=torch.float32)
 
     def _attention(self, index: int, layer: Layer, normed: Tensor, cos_sin: Tensor, step: StepInputs) -> Tensor:
         """Returns [T, Hq * D]."""
