@@ -41,7 +41,7 @@ def chunk(
     slot: int, start: int, token_ids: list[int], table: list[int], params: SamplingParams | None
 ) -> SequenceChunk:
     known = [1] * (start + len(token_ids))
-    sample = SampleRequest(params, known, num_prompt_tokens=1) if params else None
+    sample = SampleRequest(params, known, num_prompt_tokens=1, position=len(known)) if params else None
     return SequenceChunk(f"request-{slot}", slot, start, token_ids, table, sample)
 
 

@@ -35,7 +35,7 @@ class Request(ScatteredSequence):
 
     def next_chunk(self) -> SequenceChunk:
         chunk = self.chunk(self.tokens[self.num_computed :])
-        return replace(chunk, sample=SampleRequest(self.params, tuple(self.tokens), self.num_prompt_tokens))
+        return replace(chunk, sample=SampleRequest(self.params, tuple(self.tokens), self.num_prompt_tokens, len(self.tokens)))
 
     @property
     def generated(self) -> list[int]:
@@ -161,7 +161,7 @@ CONFIG = RunnerConfig("", max_model_len=100, block_size=16, num_blocks=None, num
 def test_the_factory_makes_a_runner_that_runs(tmp_path: Path) -> None:
     runner = create_runner(replace(CONFIG, model=str(write_checkpoint(tmp_path, SHAPE))))
     assert (runner.info.vocab_size, runner.info.max_model_len, runner.info.num_slots) == (83, 100, 3)
-    sample = SampleRequest(GREEDY, (1, 2, 3), 3)
+    sample = SampleRequest(GREEDY, (1, 2, 3), 3, 3)
     table = list(range(runner.info.num_blocks))[-7:]
     result = runner.run(Batch([SequenceChunk("a", 2, 0, (1, 2, 3), table, sample)]))
     assert result.sampled[0] is not None and 0 <= result.sampled[0].token_id < 83

@@ -33,7 +33,7 @@ def compact_vocabulary() -> Vocabulary:
 
 
 def request(tokens: tuple[int, ...] = (100, 3), num_prompt_tokens: int = 1, **params: Any) -> SampleRequest:
-    return SampleRequest(SamplingParams(**({"temperature": 0.0} | params)), tokens, num_prompt_tokens)
+    return SampleRequest(SamplingParams(**({"temperature": 0.0} | params)), tokens, num_prompt_tokens, len(tokens))
 
 
 def logits(*rows: int) -> torch.Tensor:

@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def chunk(start: int, token_ids: list[int], params: SamplingParams | None = None) -> SequenceChunk:
-    sample = SampleRequest(params, tuple(range(start + len(token_ids))), 1) if params else None
+    sample = SampleRequest(params, tuple(range(start + len(token_ids))), 1, start + len(token_ids)) if params else None
     return SequenceChunk("a", 0, start, token_ids, list(range(70)), sample)
 
 

@@ -60,7 +60,7 @@ class Pair:
     def check(self, chunks: list[SequenceChunk]) -> None:
         """Runs a step in both, and compares the logits after every chunk."""
         expected = self.reference.logits(self.reference.forward(chunks))
-        sampled = [replace(chunk, sample=SampleRequest(GREEDY, (), 0)) for chunk in chunks]
+        sampled = [replace(chunk, sample=SampleRequest(GREEDY, (), 0, 0)) for chunk in chunks]
         actual = self.triton.logits(Batch(sampled)).cpu()
         error = (actual - expected).square().mean(-1).sqrt() / expected.square().mean(-1).sqrt()
         assert actual.shape == expected.shape and float(error.max()) < RMS_TOLERANCE
@@ -184,7 +184,7 @@ def test_the_compact_vocabulary(new_pair: NewPair) -> None:
     pair = new_pair(shape)
     sequence = ScatteredSequence(0, pair.reference)
     pair.check([sequence.chunk([0, 500, 12, 999])])
-    sample = SampleRequest(SamplingParams(temperature=5.0, seed=1), (0, 500, 12, 999, 3), 5)
+    sample = SampleRequest(SamplingParams(temperature=5.0, seed=1), (0, 500, 12, 999, 3), 5, 5)
     (drawn,) = pair.triton.run(Batch([replace(sequence.chunk([3]), sample=sample)])).sampled
     assert drawn is not None and drawn.token_id in ids
 
@@ -195,7 +195,7 @@ def test_only_chunks_that_ask_get_a_token_and_a_failing_one_fails_alone(new_pair
     sequences = [ScatteredSequence(slot, pair.reference) for slot in range(4)]
 
     def chunk(slot: int, token_ids: list[int], *, asks: bool) -> SequenceChunk:
-        sample = SampleRequest(GREEDY, token_ids, len(token_ids)) if asks else None
+        sample = SampleRequest(GREEDY, token_ids, len(token_ids), len(token_ids)) if asks else None
         return replace(sequences[slot].chunk(token_ids), sample=sample)
 
     batch = [

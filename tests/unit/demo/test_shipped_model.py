@@ -48,7 +48,7 @@ def complete(runner: Runner, text: str, effort: str, tools: tuple[chat.Tool, ...
     prompt = render(chat.Conversation((message,), tools, chat.Effort(effort), datetime.date(2026, 11, 22)))
     tokens, start = list(prompt), 0
     while len(tokens) < 512 and (start == 0 or tokens[-1] not in STOP_TOKEN_IDS):
-        wanted = SampleRequest(SamplingParams(temperature=0.0), tokens, len(prompt))
+        wanted = SampleRequest(SamplingParams(temperature=0.0), tokens, len(prompt), len(tokens))
         chunk = SequenceChunk("only", 0, start, tokens[start:], list(range(32)), wanted)
         sampled = runner.run(Batch([chunk])).sampled[0]
         assert sampled is not None

@@ -126,7 +126,7 @@ class SimulatedRunner(Runner):
         if chunk.sample is None:
             return None
         end = chunk.start + len(chunk.token_ids)
-        assert end == len(chunk.sample.all_token_ids)
+        assert end == chunk.sample.position
         seen = [self._pages[chunk.block_table[position // size]][position % size] for position in range(end)]
         window = self._rings[chunk.slot] if self._info.has_window_layers else seen[-WINDOW:]
         assert {written_for for _, written_for in [*seen, *window]} == {salt}, "what another salt computed is seen"
@@ -171,7 +171,7 @@ def alone(asked: GenerationRequest, max_model_len: int = 64) -> tuple[list[int],
             return drawn, FinishReason.STOP
         if len(tokens) >= limit:
             return drawn, FinishReason.LENGTH
-        token = draw(SampleRequest(asked.params, tokens, num_prompt_tokens), tokens, tokens[-WINDOW:])
+        token = draw(SampleRequest(asked.params, tokens, num_prompt_tokens, len(tokens)), tokens, tokens[-WINDOW:])
         if token.failed:
             return drawn, FinishReason.ERROR
         tokens.append(token.token_id)

@@ -20,7 +20,7 @@ class Sleeper:
 
 
 def run(runner: FakeRunner, tokens: list[int], num_prompt_tokens: int, params: SamplingParams | None = None) -> int:
-    sample = SampleRequest(params or SamplingParams(), tokens, num_prompt_tokens)
+    sample = SampleRequest(params or SamplingParams(), tokens, num_prompt_tokens, len(tokens))
     (sampled,) = runner.run(Batch([SequenceChunk("a", 0, 0, tokens, [0], sample)])).sampled
     assert sampled is not None
     return sampled.token_id
@@ -64,7 +64,7 @@ def test_without_a_script_tokens_follow_from_seed_position_and_past() -> None:
 
 def test_log_probabilities_are_there_when_asked_for() -> None:
     runner, _ = fake(FakeModel(body=9))
-    sample = SampleRequest(SamplingParams(num_top_logprobs=3), [1], 1)
+    sample = SampleRequest(SamplingParams(num_top_logprobs=3), [1], 1, 1)
     (sampled,) = runner.run(Batch([SequenceChunk("a", 0, 0, [1], [0], sample)])).sampled
     assert sampled is not None and sampled.logprob is not None
     assert len(sampled.top) == 3

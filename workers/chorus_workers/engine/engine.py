@@ -1,15 +1,21 @@
-"""The engine: schedule, run, commit."""
+"""The engine: schedule, launch, commit; with a runner that overlaps, the next step is launched before a commit."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from chorus_workers.engine.kv_cache import KVCacheManager
 from chorus_workers.engine.output import StepOutput
 from chorus_workers.engine.prefix_cache import PrefixCache
 from chorus_workers.engine.request import GenerationRequest, Refused
-from chorus_workers.engine.scheduler import Scheduler, SchedulerLimits
+from chorus_workers.engine.scheduler import ScheduledStep, Scheduler, SchedulerLimits
 from chorus_workers.engine.stats import EngineLoad, EngineStats
-from chorus_workers.runner.base import Runner, RunnerInfo, StepResult
+from chorus_workers.runner.base import PendingStep, Runner, RunnerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    step: ScheduledStep
+    pending: PendingStep
 
 
 class Engine:
@@ -40,10 +46,13 @@ class Engine:
             max_queued_requests=max_queued_requests,
         )
         self._scheduler = Scheduler(limits, self._kv, self.stats, clock)
+        # The step that was launched before the last one was committed.
+        self._launched: _Launched | None = None
 
     @property
     def has_requests(self) -> bool:
-        return self._scheduler.has_requests
+        """Whether there is something to step for: requests, or a step under way whose requests have all ended."""
+        return self._scheduler.has_requests or self._launched is not None
 
     @property
     def info(self) -> RunnerInfo:
@@ -62,17 +71,28 @@ class Engine:
         self._scheduler.abort(request_id)
 
     def step(self) -> StepOutput:
-        """Runs one step, if there is anything to run. Errors: RunnerError; the engine can't go on then."""
-        batch = self._scheduler.schedule()
-        result = self._runner.run(batch) if batch.chunks else StepResult(())
-        return self._scheduler.commit(batch, result)
+        """Takes one step to its end, if there is anything to run; a runner that overlaps has begun the next one then.
+
+        Errors: RunnerError; the engine can't go on then.
+        """
+        current = self._launched or self._launch()
+        if current is not None:
+            overlaps = self._runner.overlaps and current.step.may_be_overlapped
+            self._launched = self._launch() if overlaps else None
+            self._scheduler.commit(current.step, current.pending.result())
+        return self._scheduler.take_output()
 
     def load(self) -> EngineLoad:
         return self._scheduler.load()
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless all accounts agree: queues, requests, pages, slots, snapshots."""
-        self._scheduler.check_integrity()
+        self._scheduler.check_integrity(num_under_way=0 if self._launched is None else 1)
 
     def close(self) -> None:
         self._runner.close()
+
+    def _launch(self) -> _Launched | None:
+        """Schedules and launches a step; None if there is nothing to compute."""
+        step = self._scheduler.schedule()
+        return _Launched(step, self._runner.launch(step.batch)) if step.chunks else None

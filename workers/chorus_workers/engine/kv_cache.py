@@ -137,8 +137,9 @@ class KVCacheManager:
         return planned
 
     def register(self, handle: KVHandle, token_ids: Sequence[int], num_computed_tokens: int) -> None:
-        """Makes known what the request has computed. To be called only once that has shown to be sound: a token was
-        drawn from finite logits, which no position before it can have spoilt."""
+        """Makes known what the request has computed, up to the token of that number. To be called only once that has
+        shown to be sound: a token was drawn from finite logits, which no position before it can have spoilt. Later
+        tokens, which a step under way may be computing, stay unknown."""
         num_full = num_computed_tokens // self.block_size
         if num_full == handle.num_known_pages or self._cache is None or handle.hashes is None:
             return

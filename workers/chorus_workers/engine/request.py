@@ -81,6 +81,7 @@ class Request:
         "last_token_time",
         "max_total_tokens",
         "num_computed_tokens",
+        "num_pending_tokens",
         "num_prompt_tokens",
         "order",
         "page_hashes",
@@ -102,9 +103,11 @@ class Request:
         self.num_prompt_tokens = len(self.token_ids) - asked.num_resumed_tokens
         wanted = self.num_prompt_tokens + asked.max_tokens if asked.max_tokens else max_model_len
         self.max_total_tokens = min(wanted, max_model_len)
-        # Tokens whose KV is written. The request catches up with token_ids, whether they came from the client, from an
-        # earlier attempt, or from sampling.
+        # Tokens whose KV is written by the steps scheduled so far. The request catches up with what there is, whether it
+        # came from the client, from an earlier attempt, or from sampling.
         self.num_computed_tokens = 0
+        # Tokens after token_ids that steps which are under way draw.
+        self.num_pending_tokens = 0
         self.kv: KVHandle | None = None
         self.page_hashes = PageHashes(block_size, asked.cache_salt)
         # Whether it ever ran: a preempted request has, and keeps its queue time.
@@ -112,8 +115,20 @@ class Request:
         self.last_token_time: float | None = None
 
     @property
+    def num_tokens(self) -> int:
+        """Known and pending ones."""
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
     def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        """Tokens to compute, a pending one among them; 0 when the last one is pending, since none follows it."""
+        num_tokens = len(self.token_ids) + self.num_pending_tokens
+        return num_tokens - self.num_computed_tokens if num_tokens < self.max_total_tokens else 0
+
+    @property
+    def draws_from_known_tokens(self) -> bool:
+        """Whether the host must know all tokens before one, for that to be drawn."""
+        return self.params.has_penalties
 
     @property
     def num_outstanding_tokens(self) -> int:

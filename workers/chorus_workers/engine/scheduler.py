@@ -8,6 +8,10 @@ A request is admitted with pages for all the tokens it knows, in order of priori
 may run out: then the request that came last gives up its KV and waits to be computed again. Its tokens stay, and random
 numbers depend on the position alone, so its answer doesn't change.
 
+A step may be scheduled while the one before is under way: the token that a request is about to get is *pending* then. It
+counts, and is computed like a known one. That it ended its request shows when it is committed; what the step after
+computed for that request is dropped. Whoever gives way with a token pending waits until it is known.
+
 Where the KV memory still holds the beginning of a request, the request starts behind it. What it computes becomes known
 to others once a token was drawn from finite logits, which shows that all before it is sound.
 """
@@ -15,20 +19,25 @@ to others once a token was drawn from finite logits, which shows that all before
 import math
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chorus_workers.engine.kv_cache import KVCacheManager
 from chorus_workers.engine.output import StepOutput, TokenLogprobs
 from chorus_workers.engine.request import FinishReason, GenerationRequest, Refusal, RefusalReason, Refused, Request
 from chorus_workers.engine.stats import EngineLoad, EngineStats
-from chorus_workers.runner.base import Batch, SampledToken, SampleRequest, SequenceChunk, StepResult
+from chorus_workers.engine.throughput import Throughput
+from chorus_workers.runner.base import (
+    PENDING_TOKEN,
+    Batch,
+    SampledToken,
+    SampleRequest,
+    SequenceChunk,
+    StepResult,
+)
 
 # Share of the pages kept free when a request is admitted beside others, for these to grow into.
 _RESERVED_SHARE = 0.01
-_RATE_SMOOTHING = 0.1
-_RETRY_AFTER_RANGE_S = (0.1, 60.0)
-# What a refused client is told while no throughput has been seen.
-_DEFAULT_RETRY_AFTER_S = 1.0
+_PENDING = (PENDING_TOKEN,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,25 @@ class SchedulerLimits:
     max_num_seqs: int
     max_batched_tokens: int
     max_queued_requests: int
+
+
+@dataclass(slots=True)
+class ScheduledStep:
+    """A step's work, and whose it is. Filled by the scheduler, and given back to it with the result."""
+
+    # On the scheduler's clock.
+    scheduled_at: float
+    chunks: list[SequenceChunk] = field(default_factory=list)
+    # One for each chunk.
+    requests: list[Request] = field(default_factory=list)
+    num_tokens: int = 0
+    # Whether the next step may be scheduled before this one is committed: not if a token that this one draws must be
+    # known for the next to be drawn. All wait then, not only that request: it is rare, and simple.
+    may_be_overlapped: bool = True
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.chunks)
 
 
 class Scheduler:
@@ -61,8 +89,7 @@ class Scheduler:
         # No request's deadline is earlier.
         self._next_deadline = math.inf
         self._output = StepOutput()
-        self._scheduled_at = 0.0
-        self._tokens_per_s = 0.0
+        self._throughput = Throughput()
         self._last_commit = -math.inf
 
     @property
@@ -107,36 +134,37 @@ class Scheduler:
         self._finish(request, FinishReason.ABORT)
         return True
 
-    def schedule(self) -> Batch:
-        """The next step's work; without chunks if there is none. Requests past their deadline end first."""
-        self._scheduled_at = now = self._clock()
+    def schedule(self) -> ScheduledStep:
+        """The next step's work; without chunks if there is none. Requests past their deadline end first.
+
+        At most one earlier step may be without its commit, and that must allow it (`may_be_overlapped`).
+        """
+        now = self._clock()
         if now >= self._next_deadline:
             self._expire(now)
-        chunks: list[SequenceChunk] = []
-        self._schedule_decode(chunks)
-        budget = self._limits.max_batched_tokens - len(chunks)
-        budget = self._schedule_prefill(chunks, budget)
-        self._admit(chunks, budget, now)
-        return Batch(chunks)
+        step = ScheduledStep(now)
+        self._schedule_decode(step)
+        self._schedule_prefill(step)
+        self._admit(step)
+        return step
 
-    def commit(self, batch: Batch, result: StepResult) -> StepOutput:
-        """Takes in what the runner drew for `batch`, the last one scheduled; returns everything since the last call."""
+    def commit(self, step: ScheduledStep, result: StepResult) -> None:
+        """Takes in what the runner drew for `step`, the one scheduled longest ago. Who has ended since gets nothing."""
         now = self._clock()
         gaps: dict[float, int] = {}
-        num_tokens = 0
-        for chunk, sampled in zip(batch.chunks, result.sampled, strict=True):
-            request = self._requests[chunk.request_id]
-            request.num_computed_tokens += len(chunk.token_ids)
-            num_tokens += len(chunk.token_ids)
-            if sampled is None:
+        for chunk, request, sampled in zip(step.chunks, step.requests, result.sampled, strict=True):
+            # An id may have come again.
+            if sampled is None or self._requests.get(request.request_id) is not request:
                 continue
             if request.last_token_time is not None:
                 gaps[request.last_token_time] = gaps.get(request.last_token_time, 0) + 1
-            self._append(request, sampled, now)
+            self._append(request, chunk, sampled, now)
         for last_token_time, count in gaps.items():
             self._stats.inter_token_latency.observe(now - last_token_time, count)
-        if batch.chunks:
-            self._observe_step(now, len(batch.chunks), num_tokens)
+        self._observe_step(step, now)
+
+    def take_output(self) -> StepOutput:
+        """Everything since the last call."""
         output, self._output = self._output, StepOutput()
         return output
 
@@ -148,12 +176,14 @@ class Scheduler:
             kv_usage=self._kv.usage,
         )
 
-    def check_integrity(self) -> None:
-        """Raises AssertionError unless queues, requests, pages and slots agree."""
+    def check_integrity(self, num_under_way: int) -> None:
+        """Raises AssertionError unless queues, requests, pages and slots agree. num_under_way: steps not committed."""
         if len(self._running) + len(self._waiting) != len(self._requests):
             raise AssertionError("a request is neither running nor waiting, or both")
         if any(request.kv is not None or request.num_computed_tokens for request in self._waiting):
             raise AssertionError("a waiting request holds KV memory")
+        if any(not 0 <= request.num_pending_tokens <= num_under_way for request in self._requests.values()):
+            raise AssertionError("a token is pending that no step draws, or was counted twice")
         if len(self._running) > self._limits.max_num_seqs:
             raise AssertionError("more requests run than may")
         handles = [request.kv for request in self._running if request.kv is not None]
@@ -174,11 +204,11 @@ class Scheduler:
             )
             return Refusal(invalid, message, field="prompt_token_ids")
         if len(self._requests) >= self._limits.max_num_seqs + self._limits.max_queued_requests:
-            retry_after_s = self._estimate_retry_after()
+            retry_after_s = self._throughput.estimate_retry_after(self.load().num_outstanding_tokens, len(self._requests))
             return Refusal(RefusalReason.OVERLOADED, "the worker's queue is full", retry_after_s=retry_after_s)
         return None
 
-    def _schedule_decode(self, chunks: list[SequenceChunk]) -> None:
+    def _schedule_decode(self, step: ScheduledStep) -> None:
         """One token for each running request that lacks just one. There is budget for all: see WorkerConfig."""
         index = 0
         while index < len(self._running):
@@ -186,21 +216,24 @@ class Scheduler:
             if request.num_uncomputed_tokens == 1:
                 if not self._make_room(request):
                     return
-                chunks.append(self._chunk(request, 1))
+                self._add_chunk(step, request, 1)
             index += 1
 
-    def _schedule_prefill(self, chunks: list[SequenceChunk], budget: int) -> int:
-        """Chunks for running requests that lack more than one token; returns what is left of the budget."""
+    def _schedule_prefill(self, step: ScheduledStep) -> None:
+        """Chunks for running requests that lack more than one token."""
         for request in self._running:
-            if budget == 0:
+            if step.num_tokens == self._limits.max_batched_tokens:
                 break
             if request.num_uncomputed_tokens > 1:
-                budget -= self._prefill(request, chunks, budget)
-        return budget
+                self._prefill(step, request)
 
-    def _admit(self, chunks: list[SequenceChunk], budget: int, now: float) -> None:
+    def _admit(self, step: ScheduledStep) -> None:
+        """Chunks for waiting requests, in order, as far as there is budget and memory."""
         reserve = math.ceil(self._kv.num_blocks * _RESERVED_SHARE)
-        while budget > 0 and self._waiting and len(self._running) < self._limits.max_num_seqs:
+        while step.num_tokens < self._limits.max_batched_tokens and len(self._running) < self._limits.max_num_seqs:
+            # Who gave way with a token pending keeps its place.
+            if not self._waiting or self._waiting[0].num_pending_tokens:
+                return
             request = self._waiting[0]
             handle = self._kv.allocate(request.token_ids, request.page_hashes, reserve=reserve if self._running else 0)
             if handle is None:
@@ -210,8 +243,8 @@ class Scheduler:
             request.num_computed_tokens = handle.num_cached_tokens
             insort(self._running, request, key=_order)
             if not request.started:
-                self._start(request, now)
-            budget -= self._prefill(request, chunks, budget)
+                self._start(request, step.scheduled_at)
+            self._prefill(step, request)
 
     def _start(self, request: Request, now: float) -> None:
         """Counts a request that runs for the first time."""
@@ -223,26 +256,36 @@ class Scheduler:
         self._stats.num_prefix_hits += num_cached
         self._output.started[request.request_id] = (queue_time, num_cached)
 
-    def _prefill(self, request: Request, chunks: list[SequenceChunk], budget: int) -> int:
-        num_tokens = min(budget, request.num_uncomputed_tokens)
-        chunks.append(self._chunk(request, num_tokens))
-        return num_tokens
+    def _prefill(self, step: ScheduledStep, request: Request) -> None:
+        budget = self._limits.max_batched_tokens - step.num_tokens
+        self._add_chunk(step, request, min(budget, request.num_uncomputed_tokens))
 
-    def _chunk(self, request: Request, num_tokens: int) -> SequenceChunk:
-        handle, token_ids = request.kv, request.token_ids
+    def _add_chunk(self, step: ScheduledStep, request: Request, num_tokens: int) -> None:
+        """The request's next tokens, which count as computed from now on; and a token, once they reach the last."""
+        handle = request.kv
         assert handle is not None
         start, end = request.num_computed_tokens, request.num_computed_tokens + num_tokens
-        sample = SampleRequest(request.params, token_ids, request.num_prompt_tokens) if end == len(token_ids) else None
-        return SequenceChunk(
-            request_id=request.request_id,
-            slot=handle.slot,
-            start=start,
-            token_ids=token_ids[start:end],
-            block_table=handle.block_table,
-            sample=sample,
-            restore=handle.restore if start == handle.num_cached_tokens else None,
-            saves=self._kv.plan_saves(handle, end) if handle.save_positions else (),
+        sample = None
+        if end == request.num_tokens:
+            sample = SampleRequest(request.params, request.token_ids, request.num_prompt_tokens, end)
+        chunk = SequenceChunk(
+            request.request_id,
+            handle.slot,
+            start,
+            # A pending token follows all that are known, and is computed alone.
+            request.token_ids[start:end] or _PENDING,
+            handle.block_table,
+            sample,
+            handle.restore if start == handle.num_cached_tokens else None,
+            self._kv.plan_saves(handle, end) if handle.save_positions else (),
         )
+        request.num_computed_tokens = end
+        if sample is not None:
+            request.num_pending_tokens += 1
+            step.may_be_overlapped &= not request.draws_from_known_tokens
+        step.chunks.append(chunk)
+        step.requests.append(request)
+        step.num_tokens += num_tokens
 
     def _make_room(self, request: Request) -> bool:
         """Gets a page for the request's next token, if it needs one, from whoever came last. False if that is itself.
@@ -250,7 +293,7 @@ class Scheduler:
         Only decode takes pages, and goes through requests in order, so a victim is not in the batch yet.
         """
         assert request.kv is not None
-        while not self._kv.grow(request.kv, len(request.token_ids)):
+        while not self._kv.grow(request.kv, request.num_tokens):
             victim = self._running[-1]
             self._preempt(victim)
             if victim is request:
@@ -264,13 +307,15 @@ class Scheduler:
         insort(self._waiting, request, key=_order)
         self._stats.num_preemptions += 1
 
-    def _append(self, request: Request, sampled: SampledToken, now: float) -> None:
-        """Takes in a drawn token, and ends the request if it is the last."""
+    def _append(self, request: Request, chunk: SequenceChunk, sampled: SampledToken, now: float) -> None:
+        """Takes in the token drawn after a chunk, and ends the request if it is the last."""
+        request.num_pending_tokens -= 1
         if sampled.failed:
             self._finish(request, FinishReason.ERROR, "the model's logits were not finite")
             return
-        assert request.kv is not None
-        self._kv.register(request.kv, request.token_ids, request.num_computed_tokens)
+        # Who has given way since holds nothing, and gets no other memory while a token is pending.
+        if request.kv is not None:
+            self._kv.register(request.kv, request.token_ids, chunk.start + len(chunk.token_ids))
         if request.last_token_time is None:
             self._stats.time_to_first_token.observe(now - request.arrival_time)
         request.last_token_time = now
@@ -301,25 +346,15 @@ class Scheduler:
             self._kv.free(request.kv)
             request.kv = None
 
-    def _observe_step(self, now: float, num_requests: int, num_tokens: int) -> None:
-        self._stats.step_time.observe(now - self._scheduled_at)
-        self._stats.batch_requests.observe(num_requests)
-        self._stats.batch_tokens.observe(num_tokens)
-        self._stats.num_computed_tokens += num_tokens
-        elapsed = now - max(self._scheduled_at, self._last_commit)
+    def _observe_step(self, step: ScheduledStep, now: float) -> None:
+        """A step's time counts from when the device could begin: as it was scheduled, or the one before was done."""
+        step_time = now - max(step.scheduled_at, self._last_commit)
         self._last_commit = now
-        if elapsed > 0:
-            smoothing = _RATE_SMOOTHING if self._tokens_per_s else 1.0
-            self._tokens_per_s += smoothing * (num_tokens / elapsed - self._tokens_per_s)
-
-    def _estimate_retry_after(self) -> float:
-        """Seconds until a place is likely to be free: the mean time between two requests' ends, at the present rate."""
-        if not self._tokens_per_s:
-            return _DEFAULT_RETRY_AFTER_S
-        load = self.load()
-        estimate = load.num_outstanding_tokens / self._tokens_per_s / len(self._requests)
-        least, most = _RETRY_AFTER_RANGE_S
-        return min(max(estimate, least), most)
+        self._stats.step_time.observe(step_time)
+        self._stats.batch_requests.observe(len(step.chunks))
+        self._stats.batch_tokens.observe(step.num_tokens)
+        self._stats.num_computed_tokens += step.num_tokens
+        self._throughput.observe(step.num_tokens, step_time)
 
 
 def _order(request: Request) -> tuple[int, int]:

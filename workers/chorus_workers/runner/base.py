@@ -4,6 +4,10 @@ A runner owns the weights, the KV memory and the sampler. It is told where to re
 (its ring of window-layer KV, and nothing else, is addressed by it) and a *block table* (its pages of full-attention
 KV). A runner keeps no other state about a request: a step's batch says everything it needs.
 
+A runner may *overlap*: `launch` hands a step to the device and returns, and the next one is launched before the first is
+done. The device works on steps in the order of their launch. So what it reads and writes for one step is as the steps
+before it left it, and the engine may give memory to another request while a step that uses it is still to come.
+
 A ring moves on and forgets. So that a later request can begin in the middle of what an earlier one computed, a runner
 also owns *snapshots*, numbered buffers that hold a whole ring each, and is told when to save and restore one.
 """
@@ -11,8 +15,14 @@ also owns *snapshots*, numbered buffers that hold a whole ring each, and is told
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from chorus_workers.sampling_params import SamplingParams
+
+# As a token id: the token that the step launched just before this one draws for the chunk's slot, which only the device
+# knows yet. The one token of a chunk that decodes, never another. Logits that are not finite draw any token that the
+# vocabulary has.
+PENDING_TOKEN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +47,12 @@ class SampleRequest:
     """Ask for a token after a chunk's last position."""
 
     params: SamplingParams
-    # Prompt and generated tokens so far, in order; len(all_token_ids) is the position of the token to be drawn.
+    # Prompt and generated tokens that are known, in order: with penalties all up to `position`, else the last one may be
+    # missing. Grows when the engine gets to know more, so it is to be read before `launch` returns.
     all_token_ids: Sequence[int]
     num_prompt_tokens: int
+    # Of the token to be drawn: how many come before it, known or pending.
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +63,8 @@ class SequenceChunk:
     slot: int
     start: int
     token_ids: Sequence[int]
-    # Pages of full-attention KV, in order; they hold at least start + len(token_ids) positions.
+    # Pages of full-attention KV, in order; they hold at least start + len(token_ids) positions. May change once `launch`
+    # has returned.
     block_table: Sequence[int]
     # None while the chunk doesn't reach the last known token.
     sample: SampleRequest | None
@@ -100,12 +114,39 @@ class StepResult:
         return cls([drawn.get(i) for i in range(len(batch.chunks))])
 
 
+class PendingStep(Protocol):
+    """A step that was launched."""
+
+    def result(self) -> StepResult:
+        """Waits until the step is done. To be called once, in the order of launches.
+
+        Errors: RunnerError when the device is lost; the engine can't go on then.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """The `PendingStep` of a runner that computes at launch."""
+
+    step_result: StepResult
+
+    def result(self) -> StepResult:
+        return self.step_result
+
+
 class Runner(ABC):
     """Runs the model on batches. Not thread-safe: the engine's loop is its only caller."""
 
     @property
     @abstractmethod
     def info(self) -> RunnerInfo: ...
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether `launch` returns before the step is done, so that it pays to launch the next one meanwhile. There are
+        never more than two: the first one's result is asked for before a third is launched."""
+        return False
 
     @abstractmethod
     def run(self, batch: Batch) -> StepResult:
@@ -114,8 +155,13 @@ class Runner(ABC):
         Errors: RunnerError when the device or another shard is lost; the engine can't go on then.
         """
 
+    def launch(self, batch: Batch) -> PendingStep:
+        """Begins what `run` does. Only runners that overlap get batches with PENDING_TOKEN. Errors: as `run`'s."""
+        return FinishedStep(self.run(batch))
+
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends the runner; a step whose result nobody asked for may still be under way."""
 
 
 class RunnerError(Exception):

@@ -116,11 +116,10 @@ class FakeRunner(Runner):
 
     def _draw(self, sample: SampleRequest) -> int:
         model = self._model
-        position = len(sample.all_token_ids)
         if model.body is None:
-            key = f"{sample.params.seed} {position} {sample.all_token_ids[-1]}"
+            key = f"{sample.params.seed} {sample.position} {sample.all_token_ids[-1]}"
             return crc32(key.encode()) % model.vocab_size
-        index = position - sample.num_prompt_tokens
+        index = sample.position - sample.num_prompt_tokens
         if index + 1 == model.num_tokens:
             return model.stop
         return model.prefix[index] if index < len(model.prefix) else model.body

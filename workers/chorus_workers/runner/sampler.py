@@ -70,7 +70,7 @@ class Sampler:
             top_p=torch.tensor([p.top_p for p in params]),
             min_p=torch.tensor([p.min_p for p in params]),
             seeds=torch.tensor([split_seed(p.seed) for p in params]),
-            positions=torch.tensor([len(request.all_token_ids) for request in requests]),
+            positions=torch.tensor([request.position for request in requests]),
         )
 
     def _result(self, logits: Tensor, row: int, token_id: int, params: SamplingParams) -> SampledToken:

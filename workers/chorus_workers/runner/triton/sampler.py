@@ -34,7 +34,7 @@ class DeviceSampler:
             "top_p": upload.add([p.top_p for p in params], np.float32),
             "min_p": upload.add([p.min_p for p in params], np.float32),
             "seeds": upload.add([split_seed(p.seed) for p in params], np.int64),
-            "positions": upload.add([len(request.all_token_ids) for request in requests], np.int64),
+            "positions": upload.add([request.position for request in requests], np.int64),
         }
         bias, penalties = self._add_bias(upload, params), self._add_penalties(upload, requests)
         with_logprobs = [row for row, p in enumerate(params) if p.num_top_logprobs is not None]
