@@ -35,7 +35,9 @@ class Request(ScatteredSequence):
 
     def next_chunk(self) -> SequenceChunk:
         chunk = self.chunk(self.tokens[self.num_computed :])
-        return replace(chunk, sample=SampleRequest(self.params, tuple(self.tokens), self.num_prompt_tokens, len(self.tokens)))
+        return replace(
+            chunk, sample=SampleRequest(self.params, tuple(self.tokens), self.num_prompt_tokens, len(self.tokens))
+        )
 
     @property
     def generated(self) -> list[int]:

@@ -1,13 +1,24 @@
 """A clock that is set by hand, and a runner that simulates KV memory and refuses every wrong batch."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from zlib import crc32
+
+from tests.support.overlapping_runner import OverlappingRunner
 
 from chorus_workers.engine.engine import Engine
 from chorus_workers.engine.output import StepOutput
 from chorus_workers.engine.request import FinishReason, GenerationRequest
-from chorus_workers.runner.base import Batch, Runner, RunnerInfo, SampledToken, SampleRequest, SequenceChunk, StepResult
+from chorus_workers.runner.base import (
+    PENDING_TOKEN,
+    Batch,
+    Runner,
+    RunnerInfo,
+    SampledToken,
+    SampleRequest,
+    SequenceChunk,
+    StepResult,
+)
 from chorus_workers.sampling_params import SamplingParams
 
 WINDOW = 5
@@ -103,7 +114,7 @@ class SimulatedRunner(Runner):
         snapshots = [snapshot for chunk in chunks for _, snapshot in chunk.saves]
         assert len(set(snapshots)) == len(snapshots)
         assert sum(len(chunk.token_ids) for chunk in chunks) <= self._info.max_batched_tokens
-        assert all(chunk.token_ids for chunk in chunks)
+        assert all(chunk.token_ids and PENDING_TOKEN not in chunk.token_ids for chunk in chunks)
 
     def _written(self, chunk: SequenceChunk) -> Sequence[int]:
         """The pages that a chunk writes to."""
@@ -133,6 +144,21 @@ class SimulatedRunner(Runner):
         return draw(chunk.sample, [token_id for token_id, _ in seen], [token_id for token_id, _ in window])
 
 
+# The engine, its runner's memory, and the clock. Keywords are build_engine's.
+Build = Callable[..., tuple[Engine, SimulatedRunner, ManualClock]]
+
+
+def build_engine(
+    *, overlaps: bool = False, max_queued_requests: int = 100, prefix_cache: bool = True, **settings: int
+) -> tuple[Engine, SimulatedRunner, ManualClock]:
+    """An engine whose runner computes each step at once, or, if it overlaps, when the next one was launched."""
+    clock = ManualClock()
+    simulated = SimulatedRunner(clock, **settings)  # type: ignore[arg-type]
+    runner = OverlappingRunner(simulated) if overlaps else simulated
+    engine = Engine(runner, max_queued_requests=max_queued_requests, clock=clock, prefix_cache=prefix_cache)
+    return engine, simulated, clock
+
+
 def draw(sample: SampleRequest, seen: Sequence[int | None], ring: Sequence[int | None]) -> SampledToken:
     if sample.params.seed == NOT_FINITE_SEED:
         return SampledToken(0, failed=True)
@@ -147,13 +173,14 @@ def ask(
     max_tokens: int = 8,
     *,
     seed: int = 7,
+    presence_penalty: float = 0.0,
     clock: ManualClock | None = None,
     **fields: object,
 ) -> GenerationRequest:
     return GenerationRequest(
         request_id,
         list(prompt),
-        SamplingParams(seed=seed, stop_token_ids=frozenset({STOP_TOKEN})),
+        SamplingParams(seed=seed, presence_penalty=presence_penalty, stop_token_ids=frozenset({STOP_TOKEN})),
         max_tokens,
         arrival_time=clock() if clock else 0.0,
         **fields,  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""Random requests, aborts and deadlines on little memory, with and without a prefix cache: every answer is what it
+"""Random requests, aborts and deadlines on little memory, with and without a prefix cache, step by step and overlapped:
+every answer is what it
 would be alone, nobody sees what another salt computed, and all memory comes back."""
 
 from hypothesis import settings
@@ -7,15 +8,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.unit.engine.support import (
     NOT_FINITE_SEED,
     Gathered,
-    ManualClock,
-    SimulatedRunner,
     alone,
     ask,
+    build_engine,
     check_partition,
     run_all,
 )
 
-from chorus_workers.engine.engine import Engine
 from chorus_workers.engine.request import FinishReason, GenerationRequest
 
 NUM_BLOCKS, BLOCK_SIZE = 12, 3
@@ -30,12 +29,14 @@ class Churn(RuleBasedStateMachine):
     num_snapshots = 3
     has_window_layers = True
     prefix_cache = True
+    overlaps = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = ManualClock()
-        self.runner = SimulatedRunner(
-            self.clock,
+        self.engine, self.runner, self.clock = build_engine(
+            overlaps=self.overlaps,
+            max_queued_requests=6,
+            prefix_cache=self.prefix_cache,
             num_blocks=NUM_BLOCKS,
             block_size=BLOCK_SIZE,
             num_slots=4,
@@ -43,7 +44,6 @@ class Churn(RuleBasedStateMachine):
             num_snapshots=self.num_snapshots,
             has_window_layers=self.has_window_layers,
         )
-        self.engine = Engine(self.runner, max_queued_requests=6, clock=self.clock, prefix_cache=self.prefix_cache)
         self.runner.salts = self.salts = {}
         self.asked: dict[str, GenerationRequest] = {}
         self.refused: set[str] = set()
@@ -59,6 +59,7 @@ class Churn(RuleBasedStateMachine):
         priority=st.sampled_from([0, 0, 0, 1]),
         resumed_share=st.sampled_from([0, 0, 0.5, 0.9]),
         salt=st.sampled_from(["", "", "tenant"]),
+        presence_penalty=st.sampled_from([0.0, 0.0, 0.0, 0.5]),
     )
     def submit(
         self,
@@ -71,6 +72,7 @@ class Churn(RuleBasedStateMachine):
         priority: int,
         resumed_share: float,
         salt: str,
+        presence_penalty: float,
     ) -> None:
         prompt = [*STEM[:stem], *rest[: 4 if stem else None]]
         if going_on >= 0 and self.asked:
@@ -82,6 +84,7 @@ class Churn(RuleBasedStateMachine):
             prompt,
             max_tokens,
             seed=seed,
+            presence_penalty=presence_penalty,
             clock=self.clock,
             deadline=deadline,
             priority=priority,
@@ -133,8 +136,29 @@ class ChurnWithoutCache(Churn):
     prefix_cache = False
 
 
+class OverlappedChurn(Churn):
+    overlaps = True
+
+
+class OverlappedChurnWithoutWindows(ChurnWithoutWindows):
+    overlaps = True
+
+
+class OverlappedChurnWithoutCache(ChurnWithoutCache):
+    overlaps = True
+
+
 TestChurn = Churn.TestCase
 TestChurnWithoutWindows = ChurnWithoutWindows.TestCase
 TestChurnWithoutCache = ChurnWithoutCache.TestCase
-TestChurn.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestChurnWithoutWindows.settings = TestChurnWithoutCache.settings = settings(TestChurn.settings, max_examples=50)
+TestOverlappedChurn = OverlappedChurn.TestCase
+TestOverlappedChurnWithoutWindows = OverlappedChurnWithoutWindows.TestCase
+TestOverlappedChurnWithoutCache = OverlappedChurnWithoutCache.TestCase
+TestChurn.settings = TestOverlappedChurn.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+for fewer in (
+    TestChurnWithoutWindows,
+    TestChurnWithoutCache,
+    TestOverlappedChurnWithoutWindows,
+    TestOverlappedChurnWithoutCache,
+):
+    fewer.settings = settings(TestChurn.settings, max_examples=50)

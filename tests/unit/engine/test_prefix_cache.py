@@ -1,12 +1,16 @@
 """Where a request begins, given what others left behind; and that its answer is the same wherever it begins."""
 
+from functools import partial
+
 import pytest
 from tests.unit.engine.support import (
     NOT_FINITE_SEED,
+    Build,
     ManualClock,
     SimulatedRunner,
     alone,
     ask,
+    build_engine,
     check_partition,
     run_all,
 )
@@ -18,16 +22,15 @@ BLOCK_SIZE = 4
 SYSTEM = [(7 * n + 3) % 50 for n in range(22)]
 
 
-def build(*, prefix_cache: bool = True, num_snapshots: int = 6, **settings: int) -> tuple[Engine, SimulatedRunner]:
-    clock = ManualClock()
-    runner = SimulatedRunner(clock, block_size=BLOCK_SIZE, num_snapshots=num_snapshots, **settings)  # type: ignore[arg-type]
-    return Engine(runner, max_queued_requests=100, clock=clock, prefix_cache=prefix_cache), runner
+@pytest.fixture
+def build(build: Build) -> Build:
+    return partial(build, block_size=BLOCK_SIZE, num_snapshots=6)
 
 
 class Session:
     """Asks one request after the other and checks each answer."""
 
-    def __init__(self, engine: Engine, runner: SimulatedRunner) -> None:
+    def __init__(self, engine: Engine, runner: SimulatedRunner, _: ManualClock) -> None:
         self.engine, self.runner = engine, runner
         self._count = 0
         runner.salts = self.salts = {}
@@ -56,7 +59,7 @@ class Session:
 
 
 @pytest.fixture
-def session() -> Session:
+def session(build: Build) -> Session:
     return Session(*build())
 
 
@@ -92,7 +95,7 @@ def test_a_shared_beginning_is_kept_by_the_second_request_and_used_by_the_third(
     assert session.ask(SYSTEM[:11]) == 8
 
 
-def test_without_window_layers_no_snapshots_are_needed() -> None:
+def test_without_window_layers_no_snapshots_are_needed(build: Build) -> None:
     session = Session(*build(num_snapshots=0, has_window_layers=False))
     session.ask([*SYSTEM, 1, 1, 1, 1, 1])
     assert session.ask([*SYSTEM, 2, 2]) == 20
@@ -101,7 +104,7 @@ def test_without_window_layers_no_snapshots_are_needed() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"prefix_cache": False}, {"num_snapshots": 0}])
-def test_without_a_cache_or_without_snapshots_nothing_hits(settings: dict[str, int]) -> None:
+def test_without_a_cache_or_without_snapshots_nothing_hits(build: Build, settings: dict[str, int]) -> None:
     session = Session(*build(**settings))  # type: ignore[arg-type]
     assert [session.ask(SYSTEM) for _ in range(3)] == [0, 0, 0]
 
@@ -113,14 +116,14 @@ def test_salts_are_worlds_apart(session: Session) -> None:
 
 
 @pytest.mark.parametrize("max_batched_tokens", [4, 7, 9])
-def test_chunks_are_not_cut_for_snapshots(max_batched_tokens: int) -> None:
+def test_chunks_are_not_cut_for_snapshots(build: Build, max_batched_tokens: int) -> None:
     session = Session(*build(max_batched_tokens=max_batched_tokens, num_slots=2))
     session.ask(SYSTEM, max_tokens=1)
     assert len(session.runner.batches) == -(-len(SYSTEM) // max_batched_tokens)
     assert session.ask([*SYSTEM, 1, 1, 1]) == 20
 
 
-def test_a_request_that_failed_leaves_nothing_behind() -> None:
+def test_a_request_that_failed_leaves_nothing_behind(build: Build) -> None:
     session = Session(*build(max_batched_tokens=5))
     assert session.ask(SYSTEM, seed=NOT_FINITE_SEED) == 0
     assert session.ask(SYSTEM) == 0
@@ -129,7 +132,7 @@ def test_a_request_that_failed_leaves_nothing_behind() -> None:
     assert session.ask([*SYSTEM, 1, 2, 3, 4, 5]) == 20
 
 
-def test_who_leaves_before_its_first_token_leaves_nothing_behind() -> None:
+def test_who_leaves_before_its_first_token_leaves_nothing_behind(build: Build) -> None:
     session = Session(*build(max_batched_tokens=21, num_slots=2))
     session.engine.add(ask("a", SYSTEM))
     session.engine.step()
@@ -139,7 +142,7 @@ def test_who_leaves_before_its_first_token_leaves_nothing_behind() -> None:
     assert session.ask(SYSTEM) == 0
 
 
-def test_what_an_answer_wrote_is_known_too() -> None:
+def test_what_an_answer_wrote_is_known_too(build: Build) -> None:
     session = Session(*build(num_snapshots=0, has_window_layers=False))
     asked = ask("a", SYSTEM, seed=3, max_tokens=12)
     session.run(asked)
@@ -148,7 +151,7 @@ def test_what_an_answer_wrote_is_known_too() -> None:
     assert session.ask([*SYSTEM, *answer, 1]) == (len(SYSTEM) + len(answer) - 1) // 4 * 4
 
 
-def test_a_resumed_request_begins_behind_what_is_known(session: Session) -> None:
+def test_a_resumed_request_begins_behind_what_is_known(build: Build, session: Session) -> None:
     asked = ask("whole", SYSTEM, max_tokens=12, seed=3)
     session.run(asked)
     answer, _ = alone(asked)
@@ -163,7 +166,7 @@ def test_a_resumed_request_begins_behind_what_is_known(session: Session) -> None
 
 
 def test_requests_side_by_side_hold_what_they_share_once() -> None:
-    session = Session(*build(num_slots=5))
+    session = Session(*build_engine(num_snapshots=6, num_slots=5))
     engine = session.engine
     session.ask(SYSTEM)
     for seed in (20, 21, 22):
@@ -185,8 +188,8 @@ def test_requests_side_by_side_hold_what_they_share_once() -> None:
     assert gathered.finished.keys() == {"s20", "s21", "s22", "o20", "o21"}
 
 
-def test_a_preempted_request_begins_behind_what_is_left_of_it() -> None:
-    engine, runner = build(num_blocks=10, num_slots=3, max_batched_tokens=24)
+def test_a_preempted_request_begins_behind_what_is_left_of_it(build: Build) -> None:
+    engine, runner, _ = build(num_blocks=10, num_slots=3, max_batched_tokens=24)
     asked = [ask(name, [i, *SYSTEM[:7]], max_tokens=24, seed=i) for i, name in enumerate("abc", start=10)]
     assert all(len(alone(a, 40)[0]) > 10 for a in asked), "choose other seeds"
     for a in asked:
@@ -201,7 +204,8 @@ def test_a_preempted_request_begins_behind_what_is_left_of_it() -> None:
     assert (engine.stats.num_prefix_queries, engine.stats.num_prefix_hits) == (24, 0)
 
 
-def test_load_and_counters_leave_out_what_was_cached(session: Session) -> None:
+def test_load_and_counters_leave_out_what_was_cached() -> None:
+    session = Session(*build_engine(num_snapshots=6))
     engine = session.engine
     session.ask(SYSTEM, max_tokens=1)
     assert engine.stats.num_computed_tokens == 22
@@ -213,14 +217,14 @@ def test_load_and_counters_leave_out_what_was_cached(session: Session) -> None:
     assert (engine.stats.num_prefix_queries, engine.stats.num_prefix_hits) == (44, 20)
 
 
-def test_cached_pages_count_as_free_for_who_needs_them() -> None:
+def test_cached_pages_count_as_free_for_who_needs_them(build: Build) -> None:
     session = Session(*build(num_blocks=8))
     session.ask(list(range(1, 29)), max_tokens=1)
     session.ask(list(range(21, 50)), max_tokens=1)
     assert session.ask(list(range(1, 29)), max_tokens=1) == 0
 
 
-def test_the_least_recently_used_snapshot_makes_room(session: Session) -> None:
+def test_the_least_recently_used_snapshot_makes_room(build: Build, session: Session) -> None:
     session = Session(*build(num_snapshots=2))
     prompts = [[n, *SYSTEM[1:9]] for n in range(40, 43)]
     for prompt in prompts[:2]:
@@ -230,8 +234,8 @@ def test_the_least_recently_used_snapshot_makes_room(session: Session) -> None:
     assert [session.ask(prompt) for prompt in (prompts[0], prompts[2], prompts[1])] == [8, 8, 0]
 
 
-def test_a_snapshot_that_everybody_writes_to_is_not_to_be_had() -> None:
-    engine, _ = build(num_snapshots=1, max_batched_tokens=24, num_slots=3)
+def test_a_snapshot_that_everybody_writes_to_is_not_to_be_had(build: Build) -> None:
+    engine, _, _ = build(num_snapshots=1, max_batched_tokens=24, num_slots=3)
     asked = [ask(name, [i, *SYSTEM[:9]], seed=i) for i, name in enumerate("ab", start=10)]
     for a in asked:
         engine.add(a)

@@ -1,17 +1,21 @@
 """What runs when, and what happens when memory or time runs out."""
 
 import pytest
-from tests.unit.engine.support import NOT_FINITE_SEED, Gathered, ManualClock, SimulatedRunner, alone, ask, run_all
+from tests.unit.engine.support import (
+    NOT_FINITE_SEED,
+    Build,
+    Gathered,
+    ManualClock,
+    SimulatedRunner,
+    alone,
+    ask,
+    build_engine,
+    run_all,
+)
 
 from chorus_workers.engine.engine import Engine
 from chorus_workers.engine.request import FinishReason, RefusalReason
 from chorus_workers.runner.base import Batch
-
-
-def build(max_queued_requests: int = 100, **runner_settings: int) -> tuple[Engine, SimulatedRunner, ManualClock]:
-    clock = ManualClock()
-    runner = SimulatedRunner(clock, **runner_settings)  # type: ignore[arg-type]
-    return Engine(runner, max_queued_requests=max_queued_requests, clock=clock), runner, clock
 
 
 def shape(batch: Batch) -> dict[str, int]:
@@ -23,7 +27,7 @@ def refusals(engine: Engine) -> dict[str, RefusalReason]:
     return {request_id: refusal.reason for request_id, refusal in engine.step().refused.items()}
 
 
-def test_a_request_runs_to_its_limit() -> None:
+def test_a_request_runs_to_its_limit(build: Build) -> None:
     engine, _, clock = build()
     asked = ask("a", clock=clock)
     engine.add(asked)
@@ -31,7 +35,7 @@ def test_a_request_runs_to_its_limit() -> None:
     assert (gathered.tokens["a"], gathered.finished["a"]) == alone(asked)
 
 
-def test_a_stop_token_is_delivered_and_ends_the_request() -> None:
+def test_a_stop_token_is_delivered_and_ends_the_request(build: Build) -> None:
     engine, _, _ = build()
     # The first seed whose answer stops by itself.
     asked = next(a for a in (ask("a", seed=seed, max_tokens=40) for seed in range(100)) if alone(a)[1] == 1)
@@ -41,7 +45,7 @@ def test_a_stop_token_is_delivered_and_ends_the_request() -> None:
     assert gathered.tokens["a"][-1] == 0 and 0 not in gathered.tokens["a"][:-1]
 
 
-def test_without_a_limit_the_context_s_end_is_one() -> None:
+def test_without_a_limit_the_context_s_end_is_one(build: Build) -> None:
     engine, _, _ = build(max_model_len=20)
     asked = next(a for a in (ask("a", seed=seed, max_tokens=0) for seed in range(100)) if alone(a, 20)[1] == 2)
     engine.add(asked)
@@ -50,7 +54,7 @@ def test_without_a_limit_the_context_s_end_is_one() -> None:
     assert len(gathered.tokens["a"]) == 20 - 3
 
 
-def test_the_context_is_no_longer_than_the_kv_memory() -> None:
+def test_the_context_is_no_longer_than_the_kv_memory(build: Build) -> None:
     engine, _, _ = build(num_blocks=3, block_size=4, max_model_len=64)
     assert engine.info.max_model_len == 12
     engine.add(ask("too long", range(1, 13)))
@@ -62,7 +66,7 @@ def test_the_context_is_no_longer_than_the_kv_memory() -> None:
 
 
 def test_a_long_prompt_is_computed_in_chunks_beside_decoding() -> None:
-    engine, runner, _ = build(max_batched_tokens=8)
+    engine, runner, _ = build_engine(max_batched_tokens=8)
     engine.add(ask("short", [1, 2], max_tokens=20))
     engine.step()
     engine.add(ask("long", range(1, 21), max_tokens=2))
@@ -77,7 +81,7 @@ def test_a_long_prompt_is_computed_in_chunks_beside_decoding() -> None:
     ]
 
 
-def test_one_step_may_prefill_several_prompts() -> None:
+def test_one_step_may_prefill_several_prompts(build: Build) -> None:
     engine, runner, _ = build(max_batched_tokens=8)
     for request_id in "abc":
         engine.add(ask(request_id, [1, 2, 3]))
@@ -86,7 +90,7 @@ def test_one_step_may_prefill_several_prompts() -> None:
     assert [shape(batch) for batch in runner.batches] == [{"a": 3, "b": 3, "c": 2}, {"a": 1, "b": 1, "c": 1}]
 
 
-def test_requests_are_admitted_in_order_of_arrival() -> None:
+def test_requests_are_admitted_in_order_of_arrival(build: Build) -> None:
     engine, runner, _ = build(num_slots=2)
     for request_id in "abcd":
         engine.add(ask(request_id, max_tokens=2))
@@ -95,7 +99,7 @@ def test_requests_are_admitted_in_order_of_arrival() -> None:
     assert firsts == ["a", "b", "c", "d"]
 
 
-def test_priority_goes_before_arrival() -> None:
+def test_priority_goes_before_arrival(build: Build) -> None:
     engine, runner, _ = build(num_slots=1)
     engine.add(ask("a", max_tokens=1))
     engine.add(ask("b", max_tokens=1, priority=5))
@@ -104,7 +108,7 @@ def test_priority_goes_before_arrival() -> None:
     assert [chunk.request_id for batch in runner.batches for chunk in batch.chunks] == ["urgent", "a", "b"]
 
 
-def test_who_came_last_gives_way_and_its_answer_does_not_change() -> None:
+def test_who_came_last_gives_way_and_its_answer_does_not_change(build: Build) -> None:
     engine, _, _ = build(num_blocks=8, block_size=4, num_slots=3)
     asked = [ask(request_id, [i, 2, 3, 4], max_tokens=24, seed=i) for i, request_id in enumerate("abc", start=10)]
     assert all(len(alone(a, 32)[0]) > 10 for a in asked), "choose other seeds"
@@ -118,7 +122,7 @@ def test_who_came_last_gives_way_and_its_answer_does_not_change() -> None:
     }
 
 
-def test_admission_leaves_a_page_to_grow_into_for_those_who_run() -> None:
+def test_admission_leaves_a_page_to_grow_into_for_those_who_run(build: Build) -> None:
     engine, runner, _ = build(num_blocks=4, block_size=4)
     engine.add(ask("first", [1, 2, 3, 4, 5], max_tokens=1))
     engine.add(ask("second", range(1, 9), max_tokens=1))
@@ -126,7 +130,7 @@ def test_admission_leaves_a_page_to_grow_into_for_those_who_run() -> None:
     assert [shape(batch) for batch in runner.batches] == [{"first": 5}, {"second": 8}]
 
 
-def test_the_first_request_is_never_preempted() -> None:
+def test_the_first_request_is_never_preempted(build: Build) -> None:
     engine, runner, _ = build(num_blocks=8, block_size=4, num_slots=3)
     for i, request_id in enumerate("abc", start=10):
         engine.add(ask(request_id, [i, 2, 3, 4], max_tokens=24, seed=i))
@@ -136,7 +140,7 @@ def test_the_first_request_is_never_preempted() -> None:
     assert len(starts) > 3
 
 
-def test_a_resumed_request_goes_on_where_it_was() -> None:
+def test_a_resumed_request_goes_on_where_it_was(build: Build) -> None:
     whole = ask("whole", [4, 5, 6], max_tokens=12, seed=3)
     tokens, reason = alone(whole)
     assert len(tokens) > 5
@@ -150,7 +154,9 @@ def test_a_resumed_request_goes_on_where_it_was() -> None:
     ("drawn", "max_tokens", "reason"),
     [([9, 0], 12, FinishReason.STOP), ([9, 9], 2, FinishReason.LENGTH), ([9] * 70, 80, FinishReason.LENGTH)],
 )
-def test_a_resumed_request_may_have_been_over(drawn: list[int], max_tokens: int, reason: FinishReason) -> None:
+def test_a_resumed_request_may_have_been_over(
+    build: Build, drawn: list[int], max_tokens: int, reason: FinishReason
+) -> None:
     engine, runner, _ = build()
     engine.add(ask("a", [4, 5, *drawn], max_tokens=max_tokens, num_resumed_tokens=len(drawn)))
     gathered = run_all(engine)
@@ -159,13 +165,13 @@ def test_a_resumed_request_may_have_been_over(drawn: list[int], max_tokens: int,
     assert not runner.batches
 
 
-def test_a_prompt_s_own_stop_token_ends_nothing() -> None:
+def test_a_prompt_s_own_stop_token_ends_nothing(build: Build) -> None:
     engine, _, _ = build()
     engine.add(ask("a", [4, 0]))
     assert run_all(engine).tokens["a"]
 
 
-def test_abort_frees_everything_at_once() -> None:
+def test_abort_frees_everything_at_once(build: Build) -> None:
     engine, _, _ = build(num_slots=1)
     engine.add(ask("running", max_tokens=40))
     engine.add(ask("waiting", max_tokens=40))
@@ -179,7 +185,7 @@ def test_abort_frees_everything_at_once() -> None:
     assert run_all(engine).finished == {"running": FinishReason.ABORT, "waiting": FinishReason.ABORT}
 
 
-def test_deadlines_hold_for_running_and_waiting_requests() -> None:
+def test_deadlines_hold_for_running_and_waiting_requests(build: Build) -> None:
     engine, _, clock = build(num_slots=1)
     asked = ask("running", max_tokens=40, seed=1, deadline=clock.now + 3)
     assert len(alone(asked)[0]) > 3
@@ -196,14 +202,14 @@ def test_deadlines_hold_for_running_and_waiting_requests() -> None:
     assert gathered.finished["patient"] == alone(ask("patient"))[1]
 
 
-def test_a_deadline_passed_on_arrival_is_a_refusal() -> None:
+def test_a_deadline_passed_on_arrival_is_a_refusal(build: Build) -> None:
     engine, _, clock = build()
     engine.add(ask("late", deadline=clock.now))
     assert refusals(engine) == {"late": RefusalReason.DEADLINE}
     engine.check_integrity()
 
 
-def test_an_id_in_use_is_refused_and_the_first_goes_on() -> None:
+def test_an_id_in_use_is_refused_and_the_first_goes_on(build: Build) -> None:
     engine, _, _ = build()
     engine.add(ask("a"))
     engine.add(ask("a", seed=1))
@@ -213,7 +219,7 @@ def test_an_id_in_use_is_refused_and_the_first_goes_on() -> None:
 
 
 def test_a_full_queue_refuses_with_a_hint_that_follows_the_throughput() -> None:
-    engine, _, _ = build(num_slots=2, max_queued_requests=3)
+    engine, _, _ = build_engine(num_slots=2, max_queued_requests=3)
     for i in range(5):
         engine.add(ask(str(i), max_tokens=40, seed=i + 20))
     engine.add(ask("one too many"))
@@ -236,7 +242,7 @@ def test_the_hint_of_a_full_queue_has_bounds(step_time_s: float, hint_s: float) 
     assert engine.step().refused["one too many"].retry_after_s == hint_s
 
 
-def test_a_request_that_fails_fails_alone() -> None:
+def test_a_request_that_fails_fails_alone(build: Build) -> None:
     engine, _, _ = build()
     engine.add(ask("bad", seed=NOT_FINITE_SEED))
     engine.add(ask("good"))
@@ -246,7 +252,7 @@ def test_a_request_that_fails_fails_alone() -> None:
     assert gathered.tokens == {"good": alone(ask("good"))[0]}
 
 
-def test_what_is_counted() -> None:
+def test_what_is_counted(build: Build) -> None:
     engine, _, clock = build(num_slots=1, max_batched_tokens=2)
     engine.add(ask("a", max_tokens=3, clock=clock, seed=1))
     engine.add(ask("b", max_tokens=1, clock=clock, seed=1))
@@ -263,7 +269,7 @@ def test_what_is_counted() -> None:
 
 
 def test_load_tells_what_is_left_to_compute() -> None:
-    engine, _, _ = build(num_slots=1, num_blocks=10)
+    engine, _, _ = build_engine(num_slots=1, num_blocks=10)
     engine.add(ask("a", [1, 2, 3], max_tokens=5))
     engine.add(ask("b", [1], max_tokens=1))
     assert engine.load().num_outstanding_tokens == 8 + 2

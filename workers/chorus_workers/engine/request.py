@@ -103,10 +103,10 @@ class Request:
         self.num_prompt_tokens = len(self.token_ids) - asked.num_resumed_tokens
         wanted = self.num_prompt_tokens + asked.max_tokens if asked.max_tokens else max_model_len
         self.max_total_tokens = min(wanted, max_model_len)
-        # Tokens whose KV is written by the steps scheduled so far. The request catches up with what there is, whether it
-        # came from the client, from an earlier attempt, or from sampling.
+        # Tokens whose KV the steps scheduled so far have written when they are done. The request catches up with all
+        # there are, whether they came from the client, from an earlier attempt, or from sampling.
         self.num_computed_tokens = 0
-        # Tokens after token_ids that steps which are under way draw.
+        # Tokens after token_ids, which steps under way draw.
         self.num_pending_tokens = 0
         self.kv: KVHandle | None = None
         self.page_hashes = PageHashes(block_size, asked.cache_salt)

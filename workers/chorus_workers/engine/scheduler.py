@@ -8,9 +8,9 @@ A request is admitted with pages for all the tokens it knows, in order of priori
 may run out: then the request that came last gives up its KV and waits to be computed again. Its tokens stay, and random
 numbers depend on the position alone, so its answer doesn't change.
 
-A step may be scheduled while the one before is under way: the token that a request is about to get is *pending* then. It
-counts, and is computed like a known one. That it ended its request shows when it is committed; what the step after
-computed for that request is dropped. Whoever gives way with a token pending waits until it is known.
+A step may be scheduled while the one before is under way. The token that this draws for a request is *pending* then: it
+counts, and is computed like a known one. That it ended its request shows at its commit, and what the next step computes
+for that request is dropped. Whoever gives way with a token pending waits at least until it is known.
 
 Where the KV memory still holds the beginning of a request, the request starts behind it. What it computes becomes known
 to others once a token was drawn from finite logits, which shows that all before it is sound.
@@ -143,8 +143,7 @@ class Scheduler:
         if now >= self._next_deadline:
             self._expire(now)
         step = ScheduledStep(now)
-        self._schedule_decode(step)
-        self._schedule_prefill(step)
+        self._schedule_running(step)
         self._admit(step)
         return step
 
@@ -204,28 +203,31 @@ class Scheduler:
             )
             return Refusal(invalid, message, field="prompt_token_ids")
         if len(self._requests) >= self._limits.max_num_seqs + self._limits.max_queued_requests:
-            retry_after_s = self._throughput.estimate_retry_after(self.load().num_outstanding_tokens, len(self._requests))
+            retry_after_s = self._throughput.estimate_retry_after(
+                self.load().num_outstanding_tokens, len(self._requests)
+            )
             return Refusal(RefusalReason.OVERLOADED, "the worker's queue is full", retry_after_s=retry_after_s)
         return None
 
-    def _schedule_decode(self, step: ScheduledStep) -> None:
-        """One token for each running request that lacks just one. There is budget for all: see WorkerConfig."""
+    def _schedule_running(self, step: ScheduledStep) -> None:
+        """One token for each running request that lacks just one: there is budget for all, see WorkerConfig. What is
+        left of it goes to those that lack more, in chunks."""
+        lacking_more = []
         index = 0
         while index < len(self._running):
             request = self._running[index]
-            if request.num_uncomputed_tokens == 1:
+            num_uncomputed = request.num_uncomputed_tokens
+            if num_uncomputed == 1:
                 if not self._make_room(request):
-                    return
+                    break
                 self._add_chunk(step, request, 1)
+            elif num_uncomputed > 1:
+                lacking_more.append(request)
             index += 1
-
-    def _schedule_prefill(self, step: ScheduledStep) -> None:
-        """Chunks for running requests that lack more than one token."""
-        for request in self._running:
+        for request in lacking_more:
             if step.num_tokens == self._limits.max_batched_tokens:
                 break
-            if request.num_uncomputed_tokens > 1:
-                self._prefill(step, request)
+            self._prefill(step, request)
 
     def _admit(self, step: ScheduledStep) -> None:
         """Chunks for waiting requests, in order, as far as there is budget and memory."""

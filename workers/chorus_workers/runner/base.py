@@ -4,9 +4,9 @@ A runner owns the weights, the KV memory and the sampler. It is told where to re
 (its ring of window-layer KV, and nothing else, is addressed by it) and a *block table* (its pages of full-attention
 KV). A runner keeps no other state about a request: a step's batch says everything it needs.
 
-A runner may *overlap*: `launch` hands a step to the device and returns, and the next one is launched before the first is
-done. The device works on steps in the order of their launch. So what it reads and writes for one step is as the steps
-before it left it, and the engine may give memory to another request while a step that uses it is still to come.
+A runner may *overlap*: `launch` hands a step to the device and returns, and the next one is launched before the first
+is done. The device works on steps in the order of their launch, each on the memory that the one before it left. So the
+engine may give memory to another request while a step is under way that uses it.
 
 A ring moves on and forgets. So that a later request can begin in the middle of what an earlier one computed, a runner
 also owns *snapshots*, numbered buffers that hold a whole ring each, and is told when to save and restore one.
@@ -42,12 +42,14 @@ class RunnerInfo:
     has_window_layers: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+# The next three are not frozen, though nobody changes them: a step makes hundreds, and frozen ones take four times as
+# long to make.
+@dataclass(slots=True)
 class SampleRequest:
     """Ask for a token after a chunk's last position."""
 
     params: SamplingParams
-    # Prompt and generated tokens that are known, in order: with penalties all up to `position`, else the last one may be
+    # Prompt and generated tokens that are known, in order: with penalties all before `position`, else the last may be
     # missing. Grows when the engine gets to know more, so it is to be read before `launch` returns.
     all_token_ids: Sequence[int]
     num_prompt_tokens: int
@@ -55,7 +57,7 @@ class SampleRequest:
     position: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SequenceChunk:
     """The next tokens of one request: those at positions start, start + 1, ..."""
 
@@ -63,10 +65,10 @@ class SequenceChunk:
     slot: int
     start: int
     token_ids: Sequence[int]
-    # Pages of full-attention KV, in order; they hold at least start + len(token_ids) positions. May change once `launch`
-    # has returned.
+    # Pages of full-attention KV, in order; they hold at least start + len(token_ids) positions. To be read before
+    # `launch` returns, too.
     block_table: Sequence[int]
-    # None while the chunk doesn't reach the last known token.
+    # None while the chunk doesn't reach the last token.
     sample: SampleRequest | None
     # The snapshot that the slot's ring is filled from before anything of the batch is computed or saved. None: the ring
     # goes on as it is.
@@ -88,7 +90,7 @@ class Batch:
         return [chunk.sample for chunk in self.chunks if chunk.sample is not None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SampledToken:
     """A drawn token. Log probabilities are natural logarithms of the distribution after bias and penalties, before
     temperature and truncation; `top` is ordered from the most likely down, and holds `num_top_logprobs` entries."""
