@@ -339,7 +339,11 @@ def wrong_calls() -> list[tuple[str, Callable[[], object]]]:
     ]
 
 
-@pytest.mark.parametrize(("message", "call"), wrong_calls())
+with DEVICE:
+    WRONG_CALLS = wrong_calls()
+
+
+@pytest.mark.parametrize(("message", "call"), WRONG_CALLS)
 def test_wrong_arguments_are_named(message: str, call: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=message):
         call()

@@ -171,7 +171,7 @@ def test_weights_are_exact(wide: bool) -> None:
     exponents = torch.tensor(scales, dtype=torch.uint8).view(-1, 1, 1).repeat(1, 16, 2)
     exponents[:, 1::2, 1] //= 2  # neighbours in a word must differ
     packed = pack_experts(blocks, exponents)
-    out = torch.empty(len(scales), 16, 64, dtype=torch.bfloat16)
+    out = torch.empty(len(scales), 16, 64, dtype=torch.bfloat16, device=DEVICE)
     weights_kernel[(len(scales),)](packed.words, packed.scales, out, WIDE=wide)
     rows = out.view(-1, 2, 8, 64).transpose(1, 2).reshape(-1, 16, 64)  # (half, g) to (g, half)
     if wide:  # block, upper, t, j % 2, p

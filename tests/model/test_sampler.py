@@ -1,6 +1,6 @@
 """The runners' samplers: each request by its own parameters, over plain and compact vocabularies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -8,23 +8,32 @@ import torch
 
 from chorus_kernels.sampling import gumbel_noise_grid, split_seed
 from chorus_workers.model.weights import Vocabulary
-from chorus_workers.runner.base import SampleRequest
+from chorus_workers.runner.base import SampledToken, SampleRequest
 from chorus_workers.runner.sampler import Sampler
 from chorus_workers.runner.triton.sampler import DeviceSampler
 from chorus_workers.sampling_params import SamplingParams
 
-NewSampler = Callable[[Vocabulary], Sampler | DeviceSampler]
+NewSampler = Callable[[Vocabulary], "Sampler | SamplerOnTheDevice"]
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_ROWS = 12
 # Rows 0 to 11 are the token ids 100, 107, 114, ...; id 3 and others have none.
 COMPACT_IDS = torch.arange(NUM_ROWS) * 7 + 100
 
 
+class SamplerOnTheDevice:
+    """The Triton runner's, for logits that are made on the host."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._sampler = DeviceSampler(vocabulary, DEVICE)
+
+    def draw(self, logits: torch.Tensor, requests: Sequence[SampleRequest]) -> list[SampledToken]:
+        return self._sampler.launch(logits.to(DEVICE), requests).result()
+
+
 @pytest.fixture(params=["reference", "triton"])
 def new_sampler(request: pytest.FixtureRequest) -> NewSampler:
-    if request.param == "reference":
-        return Sampler
-    return lambda vocabulary: DeviceSampler(vocabulary, torch.device("cpu"))
+    return Sampler if request.param == "reference" else SamplerOnTheDevice
 
 
 def compact_vocabulary() -> Vocabulary:

@@ -67,10 +67,16 @@ class Pair:
 
 
 def plain_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, out_dtype: torch.dtype | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     y = torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    return (y if residual is None else y + residual.float()).to(out_dtype or x.dtype)
+    y = (y if residual is None else y + residual.float()).to(out_dtype or x.dtype)
+    return y if out is None else out.copy_(y)
 
 
 def plain_experts(
@@ -163,7 +169,7 @@ def test_requests_begin_where_a_snapshot_was_taken(new_pair: NewPair) -> None:
 def test_no_row_of_a_ring_is_written_twice_in_a_step(new_pair: NewPair) -> None:
     pair = new_pair(SHAPE)
     chunks = [ScatteredSequence(slot, pair.reference).chunk(tokens(length, 5)) for slot, length in ((1, 30), (2, 4))]
-    prefill = prepare_step(chunks, pair.triton.memory, 3, DEVICE).prefill
+    prefill = prepare_step(chunks, pair.triton.memory, 3, DEVICE).inputs.prefill
     assert prefill is not None
     rows = prefill.ring_rows.tolist()
     # Position p of slot s lies in row 9 s + p % 9.

@@ -18,11 +18,12 @@ def linear(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """y = x W^T + bias + residual.
 
     x: bfloat16 [T, K]; weight: bfloat16 [N, K]; bias: [N], bfloat16 or float32; residual: [T, N], bfloat16 or float32;
-    all contiguous. Returns out_dtype [T, N], bfloat16 (the default) or float32.
+    all contiguous. Returns out_dtype [T, N], bfloat16 (the default) or float32: `out`, if it is given.
 
     Up to MAX_TOKENS tokens: sums in float32, in an order that depends on K and N alone (so a token's bits don't depend
     on its neighbours), rounded once at the end. Above: cuBLAS, whose order depends on T too; in bfloat16 its product
@@ -30,12 +31,15 @@ def linear(
     Errors: ValueError for other shapes, dtypes, strides or devices.
     """
     out_dtype = torch.bfloat16 if out_dtype is None else out_dtype
-    _check(x, weight, bias, residual, out_dtype)
+    _check(x, weight, bias, residual, out_dtype, out)
     num_tokens, depth = x.shape
     num_rows = weight.shape[0]
+    if out is None:
+        out = torch.empty(num_tokens, num_rows, dtype=out_dtype, device=x.device)
+    elif list(out.shape) != [num_tokens, num_rows] or out.dtype != out_dtype:
+        raise ValueError(f"out must be {[num_tokens, num_rows]} of {out_dtype}, not {list(out.shape)} of {out.dtype}")
     if num_tokens > MAX_TOKENS:
-        return _cublas(x, weight, bias, residual, out_dtype)
-    out = torch.empty(num_tokens, num_rows, dtype=out_dtype, device=x.device)
+        return _cublas(x, weight, bias, residual, out)
     if out.numel():
         rows_per_program, chunk = tile(num_rows, depth)
         linear_kernel[(triton.cdiv(num_rows, rows_per_program),)](
@@ -64,18 +68,31 @@ def tile(num_rows: int, depth: int) -> tuple[int, int]:
     return rows_per_program, min(1024, max(16, triton.next_power_of_2(depth)))
 
 
-def _cublas(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out_dtype: torch.dtype) -> Tensor:
-    if out_dtype == torch.bfloat16:
-        y = torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
-        return y if residual is None else y.add_(residual)
-    y = torch.mm(x, weight.t(), out_dtype=torch.float32) if x.is_cuda else x.float() @ weight.float().t()
+def _cublas(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor) -> Tensor:
+    if out.dtype == torch.bfloat16:
+        if bias is None:
+            torch.mm(x, weight.t(), out=out)
+        else:
+            torch.addmm(bias.to(x.dtype), x, weight.t(), out=out)
+        return out if residual is None else out.add_(residual)
+    if x.is_cuda:
+        torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
+    else:
+        torch.mm(x.float(), weight.float().t(), out=out)
     for addend in (bias, residual):
         if addend is not None:
-            y += addend
-    return y
+            out += addend
+    return out
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out_dtype: torch.dtype) -> None:
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out_dtype: torch.dtype,
+    out: Tensor | None,
+) -> None:
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"x must be [T, K] and weight [N, K], not {list(x.shape)} and {list(weight.shape)}")
     if x.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16:
@@ -88,6 +105,6 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
             raise ValueError(
                 f"{name} must be {shape} of bfloat16 or float32, not {list(addend.shape)} of {addend.dtype}"
             )
-    for name, tensor in {"x": x, "weight": weight, "bias": bias, "residual": residual}.items():
+    for name, tensor in {"x": x, "weight": weight, "bias": bias, "residual": residual, "out": out}.items():
         if tensor is not None and (not tensor.is_contiguous() or tensor.device != x.device):
             raise ValueError(f"{name} must be contiguous on {x.device}: strides {tensor.stride()} on {tensor.device}")

@@ -80,7 +80,9 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
     dtype, free_bytes = model.embedding.dtype, _free_bytes(device)
     info = resolve(config, model.config, device_page_bytes(config, model.config, free_bytes, dtype), dtype)
     check_kv_memory(kv_bytes(model.config, info, dtype), free_bytes)
-    return TritonRunner(model, info)
+    runner = TritonRunner(model, info)
+    runner.warm_up()
+    return runner
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -5,15 +5,27 @@ from torch import Tensor
 
 from chorus_kernels.moe.layout import PackedExperts
 from chorus_workers.model.weights import Model
-from chorus_workers.runner.base import Batch, Runner, RunnerInfo, StepResult
+from chorus_workers.runner.base import Batch, FinishedStep, PendingStep, Runner, RunnerInfo, StepResult
+from chorus_workers.runner.triton.decode_graphs import DecodeGraphs
 from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
-from chorus_workers.runner.triton.sampler import DeviceSampler
-from chorus_workers.runner.triton.step import prepare_step
+from chorus_workers.runner.triton.sampler import DeviceSampler, PendingDraw
+from chorus_workers.runner.triton.step import PreparedStep, prepare_step
 from chorus_workers.runner.triton.transformer import DeviceTransformer
 
 
+class _LaunchedStep:
+    def __init__(self, batch: Batch, draw: PendingDraw) -> None:
+        self._batch, self._draw = batch, draw
+
+    def result(self) -> StepResult:
+        return StepResult.of(self._batch, self._draw.result())
+
+
 class TritonRunner(Runner):
-    """Runs a model on the device that holds its weights. KV memory has the weights' dtype."""
+    """Runs a model on the device that holds its weights. KV memory has the weights' dtype.
+
+    What a step draws stays on the device too, where the next one finds it: `launch` waits for nothing.
+    """
 
     def __init__(self, model: Model[PackedExperts], info: RunnerInfo) -> None:
         self._info, self._device = info, model.embedding.device
@@ -21,31 +33,55 @@ class TritonRunner(Runner):
         self._transformer = DeviceTransformer(model, self.memory, info.max_model_len)
         self._sampler = DeviceSampler(model.vocabulary, self._device)
         self._group = model.config.num_heads // model.config.num_kv_heads
+        self._last_tokens = torch.zeros(info.num_slots + 1, dtype=torch.int32, device=self._device)
+        self._graphs = DecodeGraphs(self._transformer, info, self._last_tokens)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Captures the graphs of decode steps, on a GPU. The KV memory must not be in use yet."""
+        if self._device.type == "cuda":
+            self._graphs.capture()
 
     @property
     def info(self) -> RunnerInfo:
         return self._info
 
-    @torch.inference_mode()
+    @property
+    def overlaps(self) -> bool:
+        return True
+
     def run(self, batch: Batch) -> StepResult:
-        if not batch.chunks:
-            return StepResult.of(batch, ())
-        hidden, samples = self._forward(batch), batch.samples
-        if not samples:
-            return StepResult.of(batch, ())
-        return StepResult.of(batch, self._sampler.draw(self._transformer.logits(hidden), samples))
+        return self.launch(batch).result()
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> PendingStep:
+        chunks, samples = batch.chunks, batch.samples
+        if chunks and self._graphs.takes(chunks):
+            logits, slots = self._graphs.run(chunks)
+        else:
+            step = self._prepare(batch)
+            hidden, slots = self._transformer.forward(step.inputs), step.sampled_slots
+            if not samples:
+                return FinishedStep(StepResult.of(batch, ()))
+            logits = self._transformer.logits(hidden)
+        draw = self._sampler.launch(logits, samples)
+        self._last_tokens.index_copy_(0, slots, draw.token_ids.clamp_min(0).int())
+        return _LaunchedStep(batch, draw)
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
         """Computes the chunks and writes their KV. Returns float32 [S, N] of those that ask for a sample."""
-        return self._transformer.logits(self._forward(batch))
+        return self._transformer.logits(self._transformer.forward(self._prepare(batch).inputs))
 
     def close(self) -> None:
         """Nothing to do: memory goes with the object."""
 
-    def _forward(self, batch: Batch) -> Tensor:
+    def _prepare(self, batch: Batch) -> PreparedStep:
         step = prepare_step(batch.chunks, self.memory, self._group, self._device)
+        if step.pending.shape[1]:
+            tokens, slots = step.pending
+            step.inputs.token_ids.index_copy_(0, tokens.long(), self._last_tokens.index_select(0, slots))
         for copies in (step.restores, step.saves):
             if copies.shape[1]:
                 self.memory.copy_rings(*copies)
-        return self._transformer.forward(step)
+        return step

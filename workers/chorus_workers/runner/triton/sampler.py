@@ -1,6 +1,6 @@
-"""Draws a step's tokens on the device; the host sees no more than what was drawn."""
+"""Draws a step's tokens on the device; the host sees no more than what was drawn, and only when it asks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,8 +10,28 @@ from chorus_kernels.sampling import MIN_TEMPERATURE, split_seed
 from chorus_kernels.sampling.op import LogitBias, Penalties, apply_bias_and_penalties, sample, top_logprobs
 from chorus_workers.model.weights import Vocabulary
 from chorus_workers.runner.base import SampledToken, SampleRequest
-from chorus_workers.runner.triton.upload import Upload
+from chorus_workers.runner.triton.transfer import Download, Upload
 from chorus_workers.sampling_params import SamplingParams
+
+
+class PendingDraw:
+    """Tokens that the device draws. `token_ids`: int64 [S] there, -1 for a row that failed."""
+
+    def __init__(self, token_ids: Tensor, counts: Mapping[int, int], download: Download) -> None:
+        """counts: of the rows that want log probabilities, in order, how many; download: token_ids, and for these rows
+        the chosen token's log probability, the likeliest token ids, and theirs."""
+        self.token_ids = token_ids
+        self._counts, self._download = counts, download
+
+    def result(self) -> list[SampledToken]:
+        """Waits for the device."""
+        token_ids, *logprobs = (tensor.tolist() for tensor in self._download.result())
+        drawn = [SampledToken(token_id) if token_id >= 0 else SampledToken(0, failed=True) for token_id in token_ids]
+        for (row, count), logprob, top, values in zip(self._counts.items(), *(logprobs or ([], [], [])), strict=True):
+            if not drawn[row].failed:
+                pairs = zip(top[:count], values[:count], strict=True)
+                drawn[row] = SampledToken(token_ids[row], logprob, tuple(pairs))
+        return drawn
 
 
 class DeviceSampler:
@@ -24,8 +44,9 @@ class DeviceSampler:
         self._token_ids = None if vocabulary.logit_rows is None else vocabulary.token_ids.to(device)
         self._counts = torch.empty(0, 0, dtype=torch.int32, device=device)
 
-    def draw(self, logits: Tensor, requests: Sequence[SampleRequest]) -> list[SampledToken]:
-        """One token for each request. logits: float32 [S, N] over the vocabulary's rows; changed in place."""
+    def launch(self, logits: Tensor, requests: Sequence[SampleRequest]) -> "PendingDraw":
+        """Begins to draw one token for each request. logits: float32 [S, N] over the vocabulary's rows; changed in
+        place."""
         params = [request.params for request in requests]
         upload = Upload()
         numbers = {
@@ -48,16 +69,14 @@ class DeviceSampler:
         )
         truncated = any(_is_truncated(p) for p in params)
         columns, finite = sample(logits, **sent.named(numbers), token_ids=self._token_ids, truncated=truncated)
-        logprobs = {}
+        token_ids = torch.where(finite, self._to_ids(columns), -1)
+        sent_back = [token_ids]
+        counts_of = {row: params[row].num_top_logprobs or 0 for row in with_logprobs}
         if with_logprobs:
-            values = self._logprobs(logits, columns, sent[picked], [params[row] for row in with_logprobs])
-            logprobs = dict(zip(with_logprobs, values, strict=True))
-        # One transfer to the host for all.
-        token_ids = torch.where(finite, self._to_ids(columns), -1).tolist()
-        return [
-            SampledToken(token_id, *logprobs.get(row, ())) if token_id >= 0 else SampledToken(0, failed=True)
-            for row, token_id in enumerate(token_ids)
-        ]
+            rows = sent[picked]
+            chosen, top, values = top_logprobs(logits[rows], columns[rows], max(counts_of.values()))
+            sent_back += [chosen, self._to_ids(top), values]
+        return PendingDraw(token_ids, counts_of, Download(sent_back))
 
     def _add_bias(self, upload: Upload, params: Sequence[SamplingParams]) -> dict[str, int]:
         """The numbers of the arrays that are LogitBias's fields; none, if there is no bias."""
@@ -89,19 +108,6 @@ class DeviceSampler:
             "frequency": upload.add([request.params.frequency_penalty for request in asked], np.float32),
             "presence": upload.add([request.params.presence_penalty for request in asked], np.float32),
         }
-
-    def _logprobs(
-        self, logits: Tensor, columns: Tensor, rows: Tensor, params: Sequence[SamplingParams]
-    ) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
-        """The drawn token's log probability, and the likeliest tokens with theirs, of some rows."""
-        counts = [p.num_top_logprobs or 0 for p in params]
-        chosen, top, values = top_logprobs(logits[rows], columns[rows], max(counts))
-        return [
-            (logprob, tuple(zip(ids[:count], logprobs[:count], strict=True)))
-            for count, logprob, ids, logprobs in zip(
-                counts, chosen.tolist(), self._to_ids(top).tolist(), values.tolist(), strict=True
-            )
-        ]
 
     def _zeros(self, num_rows: int, num_columns: int) -> Tensor:
         """int32 zeros, which the kernels leave as zeros."""

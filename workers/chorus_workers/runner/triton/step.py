@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from chorus_kernels.attention.tiles import prefill_tiles
-from chorus_workers.runner.base import SequenceChunk
+from chorus_workers.runner.base import PENDING_TOKEN, SequenceChunk
 from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
-from chorus_workers.runner.triton.upload import Upload
+from chorus_workers.runner.triton.transfer import Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,19 @@ class StepInputs:
     num_decode: int
     decode: DecodeInputs | None
     prefill: PrefillInputs | None
-    # The last token of each chunk that asks for a sample, in the batch's order.
-    sampled_tokens: Tensor  # int32
+    # int32 [S]: the last token of each chunk that asks for a sample, in the batch's order. None: all tokens.
+    sampled_tokens: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedStep:
+    """A step, and what is to be done around it."""
+
+    inputs: StepInputs
+    # Tokens that the step before draws, and the slots that it draws them for: int32 [2, n].
+    pending: Tensor
+    # The slots of the chunks that ask for a sample: int64 [S].
+    sampled_slots: Tensor
     # Rings to be copied before anything else, from and to which slot: int32 [2, n] each, restores first. A snapshot to
     # be saved begins with what the ring held before the step, and gets the chunk's tokens as the ring does.
     restores: Tensor
@@ -62,35 +73,38 @@ class StepInputs:
 
 def prepare_step(
     chunks: Sequence[SequenceChunk], memory: DeviceKVMemory, group: int, device: torch.device
-) -> StepInputs:
+) -> PreparedStep:
     """Lays out a step's chunks. group: query heads per KV head."""
-    order = sorted(range(len(chunks)), key=lambda i: _is_prefill(chunks[i]))
+    order = sorted(range(len(chunks)), key=lambda i: is_prefill(chunks[i]))
     ordered = [chunks[i] for i in order]
-    num_decode = sum(not _is_prefill(chunk) for chunk in ordered)
+    num_decode = sum(not is_prefill(chunk) for chunk in ordered)
     ends = dict(zip(order, accumulate(len(chunk.token_ids) for chunk in ordered), strict=True))
     upload = Upload()
     token_ids = upload.add([token for chunk in ordered for token in chunk.token_ids])
     positions = upload.add([c.start + i for c in ordered for i in range(len(c.token_ids))])
     sampled = upload.add([ends[i] - 1 for i, chunk in enumerate(chunks) if chunk.sample is not None])
+    slots = upload.add([chunk.slot for chunk in chunks if chunk.sample is not None], np.int64)
+    # Such a token is its chunk's only one, so that the chunk is of decode, or asks for it to be saved.
+    waiting = [(ends[i] - 1, c.slot) for i, c in enumerate(chunks) if c.token_ids[0] == PENDING_TOKEN]
+    pending = upload.add(_pairs(waiting))
     decode = _add_decode(upload, ordered[:num_decode], memory)
     prefill = _add_prefill(upload, ordered[num_decode:], memory, group)
     saves = upload.add(_pairs([(c.slot, memory.snapshot_slot(snapshot)) for c in chunks for _, snapshot in c.saves]))
     restored = [(memory.snapshot_slot(c.restore), c.slot) for c in chunks if c.restore is not None]
     restores = upload.add(_pairs(restored))
     sent = upload.to(device)
-    return StepInputs(
+    inputs = StepInputs(
         sent[token_ids],
         sent[positions],
         num_decode,
         DecodeInputs(**sent.named(decode)) if num_decode else None,
         PrefillInputs(**sent.named(prefill)) if num_decode < len(ordered) else None,
         sent[sampled],
-        sent[restores],
-        sent[saves],
     )
+    return PreparedStep(inputs, sent[pending], sent[slots], sent[restores], sent[saves])
 
 
-def _is_prefill(chunk: SequenceChunk) -> bool:
+def is_prefill(chunk: SequenceChunk) -> bool:
     """Decode attention writes one ring, and no snapshot beside it."""
     return len(chunk.token_ids) > 1 or bool(chunk.saves)
 

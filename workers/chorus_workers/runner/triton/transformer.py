@@ -48,13 +48,13 @@ class DeviceTransformer:
             x = linear(attended, layer.out, layer.out_bias, residual=x)
             normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
             normed, x = add_rms_norm(self._experts(layer, normed), x, following_norm, config.rms_norm_eps)
-        return normed.index_select(0, step.sampled_tokens)
+        return normed if step.sampled_tokens is None else normed.index_select(0, step.sampled_tokens)
 
-    def logits(self, normed: Tensor) -> Tensor:
-        """[S, H] of `forward` to float32 [S, N] over the vocabulary's rows."""
+    def logits(self, normed: Tensor, out: Tensor | None = None) -> Tensor:
+        """[S, H] of `forward` to float32 [S, N] over the vocabulary's rows; returns (or fills) out."""
         if self.model.head is None:
             raise ValueError("only shard 0 holds the output head")
-        return linear(normed, self.model.head, None, out_dtype=torch.float32)
+        return linear(normed, self.model.head, None, out_dtype=torch.float32, out=out)
 
     def _attention(self, index: int, layer: Layer, normed: Tensor, cos_sin: Tensor, step: StepInputs) -> Tensor:
         """Returns [T, Hq * D]."""

@@ -1,6 +1,6 @@
-"""Arrays that go to the device in one copy."""
+"""Arrays that go to the device in one copy, and results that come back while the host does something else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -43,3 +43,26 @@ class Sent(tuple[Tensor, ...]):
 
     def named(self, numbers: Mapping[str, int]) -> dict[str, Tensor]:
         return {name: self[number] for name, number in numbers.items()}
+
+
+class Download:
+    """Copies of tensors to the host, begun at once and waited for later."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = list(tensors)
+        self._done: torch.cuda.Event | None = None
+        if any(tensor.is_cuda for tensor in tensors):
+            self._tensors = [_to_pinned(tensor) for tensor in tensors]
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def result(self) -> list[Tensor]:
+        """The copies, once they are there."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._tensors
+
+
+def _to_pinned(tensor: Tensor) -> Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
