@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.engine_driver import Answer, run
+from tests.support.overlapping_runner import OverlappingRunner
 from tests.support.runner_driver import ScatteredSequence, make_runner, poison
 from tests.support.shard_process import free_address, shard_config, spawn_shard
 
@@ -39,13 +40,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     }
 
 
-def build(folder: Path, *, block_size: int = 7, prefix_cache: bool = True, **settings: int) -> Engine:
+def build(
+    folder: Path, *, block_size: int = 7, prefix_cache: bool = True, overlaps: bool = False, **settings: int
+) -> Engine:
+    runner = build_runner(folder, block_size=block_size, prefix_cache=prefix_cache, **settings)
+    return over(OverlappingRunner(runner) if overlaps else runner, prefix_cache=prefix_cache)
+
+
+def build_runner(folder: Path, *, block_size: int = 7, prefix_cache: bool = True, **settings: int) -> ReferenceRunner:
     chosen = {"num_blocks": 80, "num_slots": 4, "max_batched_tokens": 24} | settings
     config = RunnerConfig(str(folder), MAX_MODEL_LEN, block_size, num_threads=1, **chosen)  # type: ignore[arg-type]
     runner = create_runner(replace(config, prefix_cache=prefix_cache))
     assert isinstance(runner, ReferenceRunner)
     poison(runner)
-    return over(runner, prefix_cache=prefix_cache)
+    return runner
 
 
 def over(runner: Runner, *, prefix_cache: bool = True) -> Engine:
@@ -83,8 +91,15 @@ def cold(folders: dict[int, Path]) -> dict[int, dict[str, Answer]]:
 
 
 @pytest.mark.parametrize(
-    ("window", "block_size", "max_batched_tokens"),
-    [(9, 7, MAX_MODEL_LEN), (9, 16, 24), (16, 16, 24), (16, 5, MAX_MODEL_LEN), (150, 7, 24)],
+    ("window", "block_size", "max_batched_tokens", "overlaps"),
+    [
+        (9, 7, MAX_MODEL_LEN, False),
+        (9, 16, 24, False),
+        (9, 16, 24, True),
+        (16, 16, 24, False),
+        (16, 5, MAX_MODEL_LEN, True),
+        (150, 7, 24, False),
+    ],
 )
 def test_one_after_the_other(
     folders: dict[int, Path],
@@ -92,8 +107,9 @@ def test_one_after_the_other(
     window: int,
     block_size: int,
     max_batched_tokens: int,
+    overlaps: bool,
 ) -> None:
-    engine = build(folders[window], block_size=block_size, max_batched_tokens=max_batched_tokens)
+    engine = build(folders[window], block_size=block_size, max_batched_tokens=max_batched_tokens, overlaps=overlaps)
     answers = {name: answer for request in family() for name, answer in run(engine, [request]).items()}
     assert answers == cold[window]
     assert engine.stats.num_prefix_hits > engine.stats.num_prefix_queries / 3
@@ -101,11 +117,12 @@ def test_one_after_the_other(
 
 @pytest.mark.parametrize("window", [9, 150])
 @pytest.mark.parametrize("num_blocks", [80, 24])
+@pytest.mark.parametrize("overlaps", [False, True])
 def test_side_by_side(
-    folders: dict[int, Path], cold: dict[int, dict[str, Answer]], window: int, num_blocks: int
+    folders: dict[int, Path], cold: dict[int, dict[str, Answer]], window: int, num_blocks: int, overlaps: bool
 ) -> None:
     """Also where memory is so short that requests give way, and little stays cached."""
-    engine = build(folders[window], num_blocks=num_blocks, max_batched_tokens=31)
+    engine = build(folders[window], num_blocks=num_blocks, max_batched_tokens=31, overlaps=overlaps)
     requests = family()
     assert run(engine, requests) == cold[window]
     assert engine.stats.num_prefix_hits > 0
@@ -143,16 +160,16 @@ def test_models_of_one_kind_of_layers(tmp_path: Path) -> None:
         assert (engine.info.num_snapshots == 0) == (kind == "full_attention")
 
 
+@pytest.mark.parametrize("overlaps", [False, True])
 @pytest.mark.parametrize("max_batched_tokens", [64, 13])
-def test_what_a_failed_request_computed_is_never_used(tmp_path: Path, max_batched_tokens: int) -> None:
+def test_what_a_failed_request_computed_is_never_used(tmp_path: Path, max_batched_tokens: int, overlaps: bool) -> None:
     """A token's embedding is not a number for a while: what was computed then must be gone afterwards."""
     folder = write_checkpoint(tmp_path, Shape(window=9, vocab_size=VOCAB_SIZE, num_layers=2))
-    engine = build(folder, max_batched_tokens=max_batched_tokens)
+    runner = build_runner(folder, max_batched_tokens=max_batched_tokens)
+    engine = over(OverlappingRunner(runner) if overlaps else runner)
     request = GenerationRequest("a", [5, 6, VOCAB_SIZE - 1, *range(40)], SamplingParams(temperature=0.0), 8)
     sound = replace(request, request_id="b", prompt_token_ids=[5, 6, 7, *range(40)])
     expected = run(build(folder, prefix_cache=False), [request, sound])
-    runner = engine._runner
-    assert isinstance(runner, ReferenceRunner)
     embedding = runner._transformer.model.embedding
     row = embedding[VOCAB_SIZE - 1].clone()
     embedding[VOCAB_SIZE - 1] = torch.nan

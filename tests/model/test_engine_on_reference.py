@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.engine_driver import Answer, run
+from tests.support.overlapping_runner import OverlappingRunner
 from tests.support.runner_driver import poison
 
 from chorus_workers.config import WorkerConfig
@@ -36,7 +37,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny"), SHAPE)
 
 
-def build(checkpoint: Path, *, num_blocks: int, num_slots: int = 4, max_batched_tokens: int = 24) -> Engine:
+def build(
+    checkpoint: Path, *, num_blocks: int, num_slots: int = 4, max_batched_tokens: int = 24, overlaps: bool = False
+) -> Engine:
     runner = create_runner(
         RunnerConfig(
             model=str(checkpoint),
@@ -50,7 +53,7 @@ def build(checkpoint: Path, *, num_blocks: int, num_slots: int = 4, max_batched_
     )
     assert isinstance(runner, ReferenceRunner)
     poison(runner)
-    return Engine(runner, max_queued_requests=100, clock=time.monotonic)
+    return Engine(OverlappingRunner(runner) if overlaps else runner, max_queued_requests=100, clock=time.monotonic)
 
 
 def crowd() -> list[GenerationRequest]:
@@ -81,16 +84,30 @@ def test_answers_are_worth_comparing(alone: dict[str, Answer]) -> None:
     assert all(len(set(tokens)) > 3 for tokens, reason in alone.values() if reason == FinishReason.LENGTH)
 
 
-def test_a_crowd_changes_no_answer(checkpoint: Path, alone: dict[str, Answer]) -> None:
-    engine = build(checkpoint, num_blocks=100)
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_a_crowd_changes_no_answer(checkpoint: Path, alone: dict[str, Answer], overlaps: bool) -> None:
+    engine = build(checkpoint, num_blocks=100, overlaps=overlaps)
     assert run(engine, crowd()) == alone
     assert engine.stats.num_preemptions == 0
 
 
-def test_preemption_changes_no_answer(checkpoint: Path, alone: dict[str, Answer]) -> None:
-    engine = build(checkpoint, num_blocks=14)
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_preemption_changes_no_answer(checkpoint: Path, alone: dict[str, Answer], overlaps: bool) -> None:
+    engine = build(checkpoint, num_blocks=14, overlaps=overlaps)
     assert run(engine, crowd()) == alone
     assert engine.stats.num_preemptions > 3
+
+
+def test_pending_tokens_change_no_answer(checkpoint: Path, alone: dict[str, Answer]) -> None:
+    """Without the requests whose penalties keep steps from overlapping."""
+    for num_blocks in (100, 14):
+        engine = build(checkpoint, num_blocks=num_blocks, overlaps=True)
+        requests = [request for request in crowd() if not request.params.has_penalties]
+        assert run(engine, requests) == {request.request_id: alone[request.request_id] for request in requests}
+        runner = engine._runner
+        assert isinstance(runner, OverlappingRunner)
+        assert runner.num_pending_tokens > engine.stats.num_generated_tokens / 2
+        assert (engine.stats.num_preemptions > 3) == (num_blocks == 14)
 
 
 @pytest.mark.parametrize("num_resumed_tokens", [1, 7, 18])

@@ -32,7 +32,7 @@ class EngineLoad:
 
     num_running: int = 0
     num_waiting: int = 0
-    # Tokens still to be computed by everything admitted, if each request runs to its limit.
+    # Tokens still to be computed by everything admitted, if each request runs to its limit; not those under way.
     num_outstanding_tokens: int = 0
     # Share of full-attention KV pages in use, 0 to 1.
     kv_usage: float = 0.0
@@ -42,7 +42,8 @@ class EngineLoad:
 class EngineStats:
     """Totals since the engine started. Times are in seconds."""
 
-    # Tokens whose KV was computed: of prompts, of answers, and of both again after a preemption; not what was cached.
+    # Tokens whose KV was computed: of prompts, of answers, and of both again after a preemption; not what was cached. A
+    # token computed in vain, since its request had just ended, is one too.
     num_computed_tokens: int = 0
     # Tokens of admitted prompts, resumed ones not counted.
     num_prompt_tokens: int = 0
@@ -57,6 +58,7 @@ class EngineStats:
     queue_time: Histogram = field(default_factory=lambda: Histogram(_WAIT_BOUNDS_S))
     time_to_first_token: Histogram = field(default_factory=lambda: Histogram(_WAIT_BOUNDS_S))
     inter_token_latency: Histogram = field(default_factory=lambda: Histogram(_LATENCY_BOUNDS_S))
+    # From when the device could begin, as the step was scheduled or the one before was committed, to its commit.
     step_time: Histogram = field(default_factory=lambda: Histogram(_LATENCY_BOUNDS_S))
     # Requests and tokens in a step.
     batch_requests: Histogram = field(default_factory=lambda: Histogram(_SIZE_BOUNDS))
