@@ -21,10 +21,10 @@ from results import append, environment
 from torch import Tensor
 
 from chorus_kernels.attention import op as attention
-from chorus_kernels.linear.op import linear
+from chorus_kernels.linear.op import MAX_TOKENS, linear
 from chorus_kernels.moe.layout import PackedExperts, empty_experts
-from chorus_kernels.moe.op import experts, route
-from chorus_kernels.norm_rope.op import add_rms_norm, rms_norm
+from chorus_kernels.moe.op import combine_norm, expert_rows, operand_factor, route
+from chorus_kernels.norm_rope.op import norm_linear, rms_norm
 from chorus_kernels.sampling.op import sample
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCAB, WINDOW, PAGE = 2880, 2880, 64, 8, 64, 201088, 128, 16
@@ -151,12 +151,24 @@ def _norm_rows(count: int) -> Iterator[Row]:
         x, weight = _random(count, HIDDEN), _random(HIDDEN)
         return lambda: rms_norm(x, weight, 1e-5)
 
-    def added() -> Callable[[], object]:
-        x, residual, weight = _random(count, HIDDEN), _random(count, HIDDEN), _random(HIDDEN)
-        return lambda: add_rms_norm(x, residual, weight, 1e-5)
+    def with_router() -> Callable[[], object]:
+        x, norm, weight, bias = _random(count, HIDDEN), _random(HIDDEN), _random(32, HIDDEN), _random(32)
+        return lambda: norm_linear(x, norm, 1e-5, weight, bias)
+
+    def with_sum() -> Callable[[], object]:
+        x, norm = _random(count, HIDDEN), _random(HIDDEN)
+        chosen, weights = route(_random(count, 32, dtype=torch.float32), TOP_K)
+        dtype = torch.float32 if operand_factor(count, TOP_K, 32) != 1 else torch.bfloat16
+        rows = _random(count * TOP_K, HIDDEN, dtype=dtype)
+        return lambda: combine_norm(rows, chosen, weights, x, norm, 1e-5, num_experts=32)
 
     yield Row("rms_norm", f"T={count}", 4 * count * HIDDEN, 0, plain)
-    yield Row("add_rms_norm", f"T={count}", 8 * count * HIDDEN, 0, added)
+    if count <= MAX_TOKENS:
+        yield Row(
+            "norm_linear router", f"T={count}", 4 * count * HIDDEN + 64 * HIDDEN, 64 * count * HIDDEN, with_router
+        )
+    row_bytes = 4 if operand_factor(count, TOP_K, 32) != 1 else 2
+    yield Row("combine_norm", f"T={count}", (TOP_K * row_bytes + 6) * count * HIDDEN, 0, with_sum)
 
 
 def _moe_rows(model: str, count: int) -> Iterator[Row]:
@@ -175,11 +187,12 @@ def _moe_rows(model: str, count: int) -> Iterator[Row]:
     seen: list[int] = []
 
     def make_experts() -> Callable[[], object]:
-        x = _random(count, HIDDEN)
+        factor = operand_factor(count, TOP_K, num_experts)
+        x = _random(count, HIDDEN) * factor
         logits = torch.randn(count, num_experts, device=_DEVICE, generator=generator)
-        chosen, weights = route(logits, TOP_K)
+        chosen, _ = route(logits, TOP_K)
         seen.append(chosen.unique().numel())
-        return lambda: experts(x, chosen, weights, gate_up, biases[0], down, biases[1])
+        return lambda: expert_rows(x, chosen, gate_up, biases[0], down, biases[1], x_factor=factor)
 
     probes = [make_experts() for _ in range(8)]
     distinct = sum(seen) / len(seen)

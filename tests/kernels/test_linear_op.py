@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from chorus_kernels.linear import op
 from chorus_kernels.linear.op import MAX_TOKENS, linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,12 +27,13 @@ def exact(x: Tensor, weight: Tensor, *addends: Tensor | None) -> Tensor:
 
 
 def assert_close(actual: Tensor, expected: Tensor, depth: int, rounded_before: float = 0.0) -> None:
-    """Sums of K products near 1 in float32, by a tree of short chains: some K^(1/2) 2^-24, times a dozen additions a
-    term. bfloat16 adds a rounding of up to 2^-8 of the result (and of what was rounded before), in the mean square of
-    1/sqrt(3) of that; few values are tested, so 0.7."""
+    """Sums of K products near 1. Tensor cores add 16 at a time to a running sum, in eight chains, and cut off what is
+    below 2^-23 of it: K / 128 times that of a sum of some K^(1/2), times 3 for the largest of them, and a few more
+    where chains meet. bfloat16 adds a rounding of up to 2^-8 of the result (and of what was rounded before), in the
+    mean square of 1/sqrt(3) of that; few values are tested, so 0.7."""
     assert not actual.isnan().any()
     error = (actual.double() - expected).abs()
-    in_sum = 12 * depth**0.5 * 2.0**-24
+    in_sum = 3 * (depth / 128 + 4) * depth**0.5 * 2.0**-23
     step = 2.0**-8 if actual.dtype == torch.bfloat16 else 2.0**-24
     assert bool((error <= in_sum + step * (expected.abs() + rounded_before)).all())
     scale = float(expected.square().mean().sqrt()) + rounded_before
@@ -51,7 +51,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize(("num_tokens", "num_rows", "depth"), [(1, 5, 2880), (3, 11, 13), (8, 2, 1024), (5, 3, 1040)])
+@pytest.mark.parametrize(("num_tokens", "num_rows", "depth"), [(1, 5, 2880), (3, 11, 13), (16, 8, 1024), (9, 19, 1040)])
 @pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
 def test_few_tokens(num_tokens: int, num_rows: int, depth: int, out_dtype: torch.dtype) -> None:
     x, weight = between_nan(normal(num_tokens, depth, seed=0)), between_nan(normal(num_rows, depth, seed=1))
@@ -60,17 +60,6 @@ def test_few_tokens(num_tokens: int, num_rows: int, depth: int, out_dtype: torch
     y = linear(x, weight, bias, residual, out_dtype)
     assert y.dtype == out_dtype
     assert_close(y, exact(x, weight, bias, residual), depth)
-
-
-@pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("rows_per_program", [4, 8])
-def test_the_last_program_has_rows_past_the_end(monkeypatch: pytest.MonkeyPatch, rows_per_program: int) -> None:
-    assert {op.tile(num_rows, 2880)[0] for num_rows in (32, 2880, 201088)} == {1, 4, 8}
-    monkeypatch.setattr(op, "tile", lambda num_rows, depth: (rows_per_program, 16))
-    x, weight = normal(2, 37, seed=4), normal(19, 37, seed=5)
-    y = linear(x, weight)
-    assert y.dtype == torch.bfloat16
-    assert_close(y, exact(x, weight), 37)
 
 
 def test_a_token_has_the_same_bits_alone_and_among_others() -> None:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chorus_kernels.moe import _kernel, op, reference
+from chorus_kernels.moe import _decode_kernel, _grouped_kernel, op, reference
 from chorus_kernels.moe.layout import PackedExperts, pack_experts
 from chorus_kernels.moe.op import Tiles
 from chorus_kernels.mxfp4 import unpack_mxfp4
@@ -154,31 +154,57 @@ def test_route_keeps_nan_in_its_row() -> None:
 
 
 @triton.jit
-def weights_kernel(words_ptr, scales_ptr, out_ptr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+def weights_kernel(words_ptr, scales_ptr, out_ptr):  # type: ignore[no-untyped-def]
     at = tl.arange(0, 128)
     words = tl.load(words_ptr + tl.program_id(0) * 128 + at)[None, None, :]
     g = tl.arange(0, 8)
     scales = tl.load(scales_ptr + tl.program_id(0) * 32 + g * 4)[None, None, :, None]
-    values = _kernel._weights(words, scales, 1, 1, WIDE)  # [16, 64]
+    values = _grouped_kernel._weights(words, scales, 1, 1)  # [16, 64]
     to = tl.program_id(0) * 1024 + tl.arange(0, 16)[:, None] * 64 + tl.arange(0, 64)[None, :]
     tl.store(out_ptr + to, values)
 
 
-@pytest.mark.parametrize("wide", [False, True])
-def test_weights_are_exact(wide: bool) -> None:
+def test_weights_are_exact() -> None:
     scales = (0, 1, 64, 113, 120, 127, 128)
     blocks = torch.arange(256, dtype=torch.uint8).view(1, 8, 2, 16).repeat(len(scales), 2, 1, 1)
     exponents = torch.tensor(scales, dtype=torch.uint8).view(-1, 1, 1).repeat(1, 16, 2)
     exponents[:, 1::2, 1] //= 2  # neighbours in a word must differ
     packed = pack_experts(blocks, exponents)
     out = torch.empty(len(scales), 16, 64, dtype=torch.bfloat16, device=DEVICE)
-    weights_kernel[(len(scales),)](packed.words, packed.scales, out, WIDE=wide)
+    weights_kernel[(len(scales),)](packed.words, packed.scales, out)
     rows = out.view(-1, 2, 8, 64).transpose(1, 2).reshape(-1, 16, 64)  # (half, g) to (g, half)
-    if wide:  # block, upper, t, j % 2, p
-        columns = rows.view(-1, 16, 2, 2, 4, 2, 2).permute(0, 1, 2, 4, 5, 3, 6)
-    else:  # block, j % 2, upper, t, p
-        columns = rows.view(-1, 16, 2, 2, 2, 4, 2).permute(0, 1, 2, 5, 3, 4, 6)
+    # block, j % 2, upper, t, p
+    columns = rows.view(-1, 16, 2, 2, 2, 4, 2).permute(0, 1, 2, 5, 3, 4, 6)
     assert torch.equal(columns.reshape(-1, 16, 64).float(), unpack_mxfp4(blocks, exponents))
+
+
+@triton.jit
+def one_step_kernel(words_ptr, scales_ptr, x_ptr, out_ptr):  # type: ignore[no-untyped-def]
+    words = tl.load(words_ptr + tl.program_id(0) * 128 + tl.arange(0, 128))
+    g = tl.arange(0, 32) // 4
+    scales = tl.load(scales_ptr + tl.program_id(0) * 32 + g * 4)
+    x = _decode_kernel._load_columns(x_ptr + tl.arange(0, 8) * 64, 0, 64)
+    acc = _decode_kernel._add_step(tl.zeros([2, 8, 4, 2], tl.float32), words, scales, x)
+    to = tl.program_id(0) * 128 + tl.arange(0, 16)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    tl.store(out_ptr + to, tl.reshape(acc, 16, 8))
+
+
+def test_weights_of_few_tokens_are_exact() -> None:
+    """Column by column of the matrix, through unit vectors."""
+    scales = (0, 1, 64, 113, 120, 127, 128)
+    blocks = torch.arange(256, dtype=torch.uint8).view(1, 8, 2, 16).repeat(len(scales), 2, 1, 1)
+    exponents = torch.tensor(scales, dtype=torch.uint8).view(-1, 1, 1).repeat(1, 16, 2)
+    exponents[:, 1::2, 1] //= 2
+    packed = pack_experts(blocks, exponents)
+    columns = []
+    for first in range(0, 64, 8):
+        x = torch.zeros(8, 64, dtype=torch.bfloat16)
+        x[torch.arange(8), first + torch.arange(8)] = 2.0**64
+        out = torch.empty(len(scales), 16, 8, device=DEVICE)
+        one_step_kernel[(len(scales),)](packed.words, packed.scales, x, out)
+        columns.append(out * 2.0**-64)
+    rows = torch.cat(columns, -1).view(-1, 2, 8, 64).transpose(1, 2).reshape(-1, 16, 64)  # (half, g) to (g, half)
+    assert torch.equal(rows, unpack_mxfp4(blocks, exponents))
 
 
 @pytest.mark.parametrize(
@@ -186,8 +212,9 @@ def test_weights_are_exact(wide: bool) -> None:
     [
         (3, 2, 3, 96, 32),  # shared experts, half a step of K
         (1, 1, 2, 288, 32),  # two loads of K, the second in part
-        (1, 1, 2, 32, 288),  # the same in the second product, in two splits
+        (1, 1, 2, 32, 288),  # the same in the second product
         (8, 1, 2, 32, 32),  # all columns of a tile
+        (1, 1, 2, 800, 32),  # more than the loads that are on their way at once
     ],
 )
 def test_few_tokens(num_tokens: int, top_k: int, num_experts: int, hidden: int, inner: int) -> None:
@@ -195,6 +222,52 @@ def test_few_tokens(num_tokens: int, top_k: int, num_experts: int, hidden: int, 
     tokens = make_tokens(num_tokens, hidden, num_experts, top_k)
     expected, bound = expected_output(layer, *tokens, roundings=1)
     assert_close(run(layer, *tokens), expected, bound, roundings=1)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "top_k", "num_experts", "part"),
+    [
+        (12, 1, 3, (0, 3)),  # an expert with more slots than a tile has
+        (10, 2, 7, (1, 6)),  # other shards' experts
+    ],
+)
+def test_few_tokens_that_are_sorted(num_tokens: int, top_k: int, num_experts: int, part: tuple[int, int]) -> None:
+    layer = make_layer(num_experts, 32, 32)
+    x, experts, weights = make_tokens(num_tokens, 32, num_experts, top_k)
+    if top_k == 1:
+        experts[:10] = 1
+    assert op.operand_factor(num_tokens, top_k, part[1] - part[0]) == 2.0**64
+    mine = (experts >= part[0]) & (experts < part[1])
+    expected, bound = expected_output(layer, x, experts, weights * mine, roundings=1)
+    assert_close(run(layer, x, experts, weights, part=part), expected, bound, roundings=1)
+
+
+def test_operand_that_has_its_factor_already() -> None:
+    layer = make_layer(2, 32, 32)
+    x, experts, _ = make_tokens(1, 32, 2, 2)
+    rows = op.expert_rows(x, experts, *layer.part(0, 2))
+    assert torch.equal(op.expert_rows(x * 2.0**64, experts, *layer.part(0, 2), x_factor=2.0**64), rows)
+    with pytest.raises(ValueError, match="x_factor"):
+        op.expert_rows(x, experts, *layer.part(0, 2), x_factor=2.0)
+
+
+@pytest.mark.parametrize("residual_dtype", [torch.float32, torch.bfloat16])
+def test_sum_with_the_residual_is_normed(residual_dtype: torch.dtype) -> None:
+    generator = random(7)
+    rows = normal(5 * 3, 45, generator=generator)
+    _, experts, weights = make_tokens(5, 32, 4, 3)
+    residual, norm = normal(5, 45, generator=generator).to(residual_dtype), normal(45, generator=generator).bfloat16()
+    mine = (experts >= 1) & (experts < 3)
+    rows[~mine.flatten()] = torch.nan  # other shards'
+    normed, total = op.combine_norm(rows, experts, weights, residual, norm, 1e-5, num_experts=2, first_expert=1)
+    terms = rows.double().nan_to_num().view(5, 3, 45) * (weights * mine).double()[:, :, None]
+    exact = terms.sum(1) + residual.double()
+    step = 2.0**-24 if residual_dtype == torch.float32 else ROUNDING
+    assert normed.dtype == total.dtype == residual_dtype
+    assert bool(((total.double() - exact).abs() <= step * exact.abs() + 1e-6 * terms.abs().sum(1) + 1e-6).all())
+    kept = total.double()
+    expected = kept / (kept.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.double()
+    assert bool(((normed.double() - expected).abs() <= (step + 1e-6) * expected.abs()).all())
 
 
 SMALL = Tiles(rows=64, slots=16, steps=2, num_warps=4, num_stages=1)
@@ -276,9 +349,9 @@ def test_slots_are_sorted_by_expert_and_cut_into_tiles(num_slots: int, first_exp
     experts[experts == first_expert + 2] = first_expert  # an expert without slots, one with many
     num_tiles = -(-num_slots // block_m) + num_experts
     order, tiles = torch.full((num_slots,), -7).int(), torch.full((3, num_tiles), -7).int()
-    _kernel.prepare_kernel[(num_experts,)](
+    _grouped_kernel.prepare_kernel[(num_experts,)](
         experts, experts, order, tiles, experts, num_slots, first_expert, num_experts, num_tiles,
-        HIDDEN=32, BLOCK_M=block_m, BLOCK_E=8, CHUNK=16, BLOCK_H=32,
+        HIDDEN=32, BLOCK_M=block_m, BLOCK_E=8, CHUNK=16, BLOCK_H=32, FRAGMENTS=False, DEPENDENT=False,
     )  # fmt: skip
     expected_order: list[int] = []
     expected_tiles: list[list[int]] = []

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chorus_kernels.norm_rope.op import add_rms_norm, rms_norm
+from chorus_kernels.norm_rope.op import norm_linear, rms_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.bfloat16, torch.float32]
@@ -35,40 +35,44 @@ def assert_rounded(actual: Tensor, expected: Tensor) -> None:
 def test_rms_norm(dtype: torch.dtype, weight_dtype: torch.dtype, width: int) -> None:
     x, weight = normal(3, width, seed=0, dtype=dtype), normal(width, seed=1, dtype=weight_dtype)
     x[1] *= 1e-3  # where eps counts
-    out = torch.full((5, width), float("nan"), dtype=dtype, device=DEVICE)
-    assert rms_norm(x, weight, EPS, out[1:4]).data_ptr() == out[1].data_ptr()
-    assert_rounded(out[1:4], exact(x, weight))
-    assert out[[0, 4]].isnan().all()
-    assert torch.equal(rms_norm(x, weight, EPS), out[1:4])
+    assert_rounded(rms_norm(x, weight, EPS), exact(x, weight))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("residual_dtype", DTYPES)
-def test_add_rms_norm(dtype: torch.dtype, residual_dtype: torch.dtype) -> None:
-    x, residual = normal(2, 45, seed=2, dtype=dtype), normal(2, 45, seed=3, dtype=residual_dtype)
-    weight, before = normal(45, seed=4, dtype=torch.bfloat16), residual.clone()
-    normed, total = add_rms_norm(x, residual, weight, EPS)
-    assert torch.equal(total, (x.float() + residual.float()).to(residual_dtype)) and torch.equal(residual, before)
-    assert normed.dtype == dtype
-    assert_rounded(normed, exact(total, weight))
-    # The same bits as when the sum was made elsewhere.
-    if dtype == residual_dtype:
-        assert torch.equal(normed, rms_norm(total, weight, EPS))
+@pytest.mark.parametrize(("num_tokens", "num_rows", "width"), [(1, 32, 2880), (3, 7, 45), (5, 1, 64)])
+def test_norm_linear(num_tokens: int, num_rows: int, width: int) -> None:
+    x, norm = normal(num_tokens, width, seed=2, dtype=torch.bfloat16), normal(width, seed=3, dtype=torch.float32)
+    weight = normal(num_rows, width, seed=4, dtype=torch.bfloat16)
+    bias = normal(num_rows, seed=5, dtype=torch.bfloat16)
+    scaled, y = norm_linear(x, norm, EPS, weight, bias, 2.0**64)
+    normed = scaled.double() * 2.0**-64
+    assert torch.equal(normed, rms_norm(x, norm, EPS).double())
+    products = normed[:, None, :] * weight.double()
+    error = (y.double() - products.sum(-1) - bias.double()).abs()
+    # Float32 sums: some 2^-24 of what is added, for each of a dozen levels.
+    assert y.dtype == torch.float32 and bool((error <= 12 * 2.0**-24 * (products.abs().sum(-1) + 1)).all())
+    alone = norm_linear(x[:1], norm, EPS, weight, bias)
+    assert torch.equal(alone[0], (normed[:1]).bfloat16()) and torch.equal(alone[1], y[:1])
 
 
 def test_no_rows() -> None:
     x, weight = normal(0, 6, seed=5, dtype=torch.bfloat16), normal(6, seed=6, dtype=torch.bfloat16)
     assert rms_norm(x, weight, EPS).shape == (0, 6)
-    assert [part.shape for part in add_rms_norm(x, x.float(), weight, EPS)] == [(0, 6), (0, 6)]
+    matrix, bias = normal(2, 6, seed=7, dtype=torch.bfloat16), normal(2, seed=8, dtype=torch.bfloat16)
+    assert [part.shape for part in norm_linear(x, weight, EPS, matrix, bias)] == [(0, 6), (0, 2)]
 
 
 def test_what_does_not_fit_is_refused() -> None:
     x, weight = normal(3, 6, seed=7, dtype=torch.bfloat16), normal(6, seed=8, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"weight must be \[6\]"):
         rms_norm(x, weight[:5], EPS)
-    with pytest.raises(ValueError, match="out must be"):
-        rms_norm(x, weight, EPS, torch.empty_like(x)[:2])
     with pytest.raises(ValueError, match="x must be contiguous"):
         rms_norm(x.half(), weight, EPS)
-    with pytest.raises(ValueError, match="residual must be contiguous"):
-        add_rms_norm(x, torch.empty(6, 3, dtype=torch.bfloat16, device=DEVICE).t(), weight, EPS)
+    matrix, bias = normal(2, 6, seed=9, dtype=torch.bfloat16), normal(2, seed=10, dtype=torch.bfloat16)
+    for message, arguments in (
+        ("must be bfloat16", (x.float(), weight, EPS, matrix, bias)),
+        (r"weight must be \[N, 6\]", (x, weight, EPS, matrix[:, :5], bias)),
+        (r"bias must be \[2\]", (x, weight, EPS, matrix, bias[:1])),
+        ("weight must be contiguous", (x, weight, EPS, matrix.repeat(1, 2)[:, ::2], bias)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            norm_linear(*arguments)

@@ -79,10 +79,9 @@ def plain_linear(
     return y if out is None else out.copy_(y)
 
 
-def plain_experts(
+def plain_expert_rows(
     x: Tensor,
     experts: Tensor,
-    weights: Tensor,
     gate_up: PackedExperts,
     gate_up_bias: Tensor,
     down: PackedExperts,
@@ -91,20 +90,21 @@ def plain_experts(
     alpha: float,
     limit: float,
     first_expert: int,
+    x_factor: float,
 ) -> Tensor:
     unpacked = [torch.stack([unpack_expert(p, e) for e in range(p.num_experts)]) for p in (gate_up, down)]
-    out = experts_forward(
-        x.float(), experts.long(), weights, unpacked[0], gate_up_bias.float(), unpacked[1], down_bias.float(),
-        alpha=alpha, limit=limit, first_expert=first_expert,
+    slots = experts.long().view(-1, 1)
+    return experts_forward(
+        x.float().repeat_interleave(experts.shape[1], 0) / x_factor, slots, torch.ones(slots.shape), unpacked[0],
+        gate_up_bias.float(), unpacked[1], down_bias.float(), alpha=alpha, limit=limit, first_expert=first_expert,
     )  # fmt: skip
-    return out.to(x.dtype)
 
 
 @pytest.fixture
 def in_reach_of_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE.type == "cpu":
         monkeypatch.setattr(transformer, "linear", plain_linear)
-        monkeypatch.setattr(transformer, "experts", plain_experts)
+        monkeypatch.setattr(transformer, "expert_rows", plain_expert_rows)
 
 
 NewPair = Callable[[Shape], Pair]

@@ -1,8 +1,8 @@
 """Mends Triton's interpreter where it differs from the hardware, or fails with the NumPy of the day.
 
-bfloat16: it keeps such values as 16-bit integers, multiplies matrices of them as integers, and cuts float32 off instead
-of rounding it to the nearest even. Loops: a bound computed in the kernel is an array of one element, which NumPy 2.4 no
-longer takes for an integer.
+bfloat16: it keeps such values as 16-bit integers, multiplies matrices of them as integers, cuts float32 off instead of
+rounding it to the nearest even, and loses subnormals. Loops: a bound computed in the kernel is an array of one element,
+which NumPy 2.4 no longer takes for an integer.
 """
 
 import os
@@ -51,6 +51,8 @@ def _teach_bfloat16() -> None:
         return create_dot(self, widened(a), widened(b), *rest)
 
     def rounded(self: Any, source: Any, target: Any) -> Any:
+        if source.dtype.scalar == tl.bfloat16 and target.scalar == tl.float32:
+            return widened(source)
         if source.dtype.scalar != tl.float32 or target.scalar != tl.bfloat16:
             return cast(self, source, target)
         data = np.asarray(source.data, dtype=np.float32)

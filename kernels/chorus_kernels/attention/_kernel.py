@@ -7,6 +7,8 @@ r // BLOCK_SIZE. A window layer's ring is one block with a row per position of t
 import triton
 import triton.language as tl
 
+from chorus_kernels.dependent_launch import let_next_begin, wait_for_previous
+
 _LOG2_E = tl.constexpr(1.4426950408889634)
 # Where no score has been seen yet. Finite, so that a difference of two is never NaN.
 _FLOOR = tl.constexpr(-1e30)
@@ -68,6 +70,7 @@ def decode_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Program (KV head, sequence, split): one query of the group's heads against the split's keys.
 
@@ -76,6 +79,8 @@ def decode_attention_kernel(
     that row of the memory. With SPLIT, `partial` [S, Hq, splits, D] gets the split's weighted values,
     and `stats` [S, Hq, splits, 2] their weights' sum and the highest score.
     """
+    wait_for_previous(DEPENDENT)
+    let_next_begin(DEPENDENT)
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     head, sequence, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     length = tl.load(lengths + sequence)
@@ -166,8 +171,11 @@ def combine_splits_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Program (query head, sequence): the splits' values, weighed in one fixed order."""
+    wait_for_previous(DEPENDENT)
+    let_next_begin(DEPENDENT)
     head, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
     length = tl.load(lengths + sequence)
     share = _split(length, num_splits, SPLIT_MIN, BLOCK_N)
@@ -215,12 +223,14 @@ def prefill_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Program (KV head, tile): BLOCK_M // G queries of one chunk with the group's G heads, rows query-major.
 
     WINDOW 0 is full attention: every key comes through the pages. Else keys before the chunk come from the ring, and
     the chunk's own from `k` and `v`.
     """
+    wait_for_previous(DEPENDENT)
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     QUERIES: tl.constexpr = BLOCK_M // GROUP
     head, tile = tl.program_id(0), tl.program_id(1)
@@ -288,5 +298,6 @@ def prefill_attention_kernel(
             visible = (distance >= 0) & (distance < WINDOW)
             top, total, mixed = _attend(queries, keys, values, scale, visible, top, total, mixed)
 
+    let_next_begin(DEPENDENT)
     target = out + ((row * NUM_HEADS + query_head) * HEAD_DIM)[:, None] + d[None, :]
     tl.store(target, (mixed / total[:, None]).to(out.dtype.element_ty), mask=q_mask)

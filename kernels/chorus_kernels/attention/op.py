@@ -30,6 +30,7 @@ from chorus_kernels.attention.tiles import (
     prefill_tiles,
 )
 from chorus_kernels.attention.write_op import rope_and_write, rope_split, write_kv
+from chorus_kernels.dependent_launch import dependent_launch
 
 __all__ = [
     "DecodeTiles",
@@ -176,6 +177,7 @@ def prefill_attention(
         num_warps=PREFILL_WARPS,
         num_stages=prefill_stages(window),
         maxnreg=PREFILL_REGISTERS,
+        **dependent_launch(q.device),
     )
     return out
 
@@ -237,6 +239,7 @@ def _decode(
         BLOCK_D=power_of_two(head_dim),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        **dependent_launch(q.device),
     )
     if num_splits > 1:
         _kernel.combine_splits_kernel[(num_heads, num_sequences)](
@@ -252,6 +255,7 @@ def _decode(
             BLOCK_S=power_of_two(num_splits),
             BLOCK_D=power_of_two(head_dim),
             num_warps=4,
+            **dependent_launch(q.device),
         )
     return out
 

@@ -4,11 +4,11 @@ import torch
 import triton
 from torch import Tensor
 
-from chorus_kernels.linear._kernel import linear_kernel
+from chorus_kernels.dependent_launch import dependent_launch
+from chorus_kernels.linear import _kernel
 
 # Up to here the weight's bytes are the cost, and our kernel reads them nearly at the memory's speed; beyond, cuBLAS.
-MAX_TOKENS = 8
-_NUM_WARPS = 4
+MAX_TOKENS: int = _kernel.TOKENS.value
 _OUT_DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -25,7 +25,7 @@ def linear(
     x: bfloat16 [T, K]; weight: bfloat16 [N, K]; bias: [N], bfloat16 or float32; residual: [T, N], bfloat16 or float32;
     all contiguous. Returns out_dtype [T, N], bfloat16 (the default) or float32: `out`, if it is given.
 
-    Up to MAX_TOKENS tokens: sums in float32, in an order that depends on K and N alone (so a token's bits don't depend
+    Up to MAX_TOKENS tokens: sums in float32, in an order that depends on K alone (so a token's bits don't depend
     on its neighbours), rounded once at the end. Above: cuBLAS, whose order depends on T too; in bfloat16 its product
     and bias are rounded before the residual is added.
     Errors: ValueError for other shapes, dtypes, strides or devices.
@@ -41,31 +41,13 @@ def linear(
     if num_tokens > MAX_TOKENS:
         return _cublas(x, weight, bias, residual, out)
     if out.numel():
-        rows_per_program, chunk = tile(num_rows, depth)
-        linear_kernel[(triton.cdiv(num_rows, rows_per_program),)](
-            x,
-            weight,
-            bias,
-            residual,
-            out,
-            num_tokens,
-            num_rows,
-            K=depth,
-            HAS_BIAS=bias is not None,
-            HAS_RESIDUAL=residual is not None,
-            TOKENS=triton.next_power_of_2(num_tokens),
-            BN=rows_per_program,
-            BK=chunk,
-            num_warps=_NUM_WARPS,
-        )
+        _kernel.linear_kernel[(triton.cdiv(num_rows, _kernel.ROWS.value),)](
+            x, weight, bias, residual, out, num_tokens, num_rows, K=depth,
+            HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
+            HALVES=1 if num_tokens <= 8 else 2, num_warps=_kernel.WARPS.value, num_stages=1,
+            **dependent_launch(x.device),
+        )  # fmt: skip
     return out
-
-
-def tile(num_rows: int, depth: int) -> tuple[int, int]:
-    """Weight rows a program, and weights of a row a load: enough programs to fill the device, and as many bytes in
-    flight as registers allow. Independent of the number of tokens, for the sake of equal bits."""
-    rows_per_program = 1 if num_rows <= 512 else 4 if num_rows <= 4096 else 8
-    return rows_per_program, min(1024, max(16, triton.next_power_of_2(depth)))
 
 
 def _cublas(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor) -> Tensor:

@@ -11,17 +11,23 @@ tensors hold, and sums have a fixed order: the same call gives the same bits.
 Source: OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card" (2025), section 2.2; alpha 1.702, limit 7.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
 
-from chorus_kernels.moe import _kernel
+from chorus_kernels.dependent_launch import dependent_launch
+from chorus_kernels.moe import _decode_kernel, _grouped_kernel, _kernel
 from chorus_kernels.moe.layout import STEP_COLUMNS, PackedExperts
 
 # What one tensor core tile takes at no further cost.
-MAX_DECODE_TOKENS = 8
+MAX_UNSORTED_TOKENS: int = _decode_kernel.COLUMNS.value
+# Slots an expert gets on average, up to which most experts have no more than a tile's columns.
+_MAX_DECODE_SLOTS = 4
+# The decode kernels take what they multiply weights with times this.
+_DECODE_FACTOR = 2.0**64
 # What a program takes at a time: slots to sort, columns to copy or to sum up.
 _SORT_SLOTS = 4096
 _COLUMNS = 1024
@@ -43,16 +49,9 @@ def grouped_tiles(num_slots: int, num_experts: int) -> Tiles:
     mean = -(-num_slots // num_experts)
     if mean <= 16:
         return Tiles(rows=64, slots=16, steps=2, num_warps=4, num_stages=4)
-    if mean <= 32:
-        return Tiles(rows=64, slots=32, steps=2, num_warps=4, num_stages=4)
-    if mean <= 96:
+    if mean <= 128:
         return Tiles(rows=128, slots=64, steps=1, num_warps=8, num_stages=4)
     return Tiles(rows=128, slots=128, steps=1, num_warps=8, num_stages=4)
-
-
-def down_splits(num_columns: int) -> int:
-    """Parts of K in the decode path's second product: programs enough for the chip where there is one token."""
-    return 2 if num_columns > 4 * STEP_COLUMNS else 1
 
 
 def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -81,8 +80,14 @@ def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
             router_logits, experts, weights, num_tokens, num_experts,
             TOP_K=top_k, BLOCK_T=block_t, BLOCK_E=triton.next_power_of_2(num_experts),
             BLOCK_K=triton.next_power_of_2(top_k), num_warps=1 if block_t == 1 else 4,
+            **dependent_launch(router_logits.device),
         )  # fmt: skip
     return experts, weights
+
+
+def operand_factor(num_tokens: int, top_k: int, num_experts: int) -> float:
+    """What `expert_rows` wants x to be multiplied with already, for so many tokens: a power of two."""
+    return _DECODE_FACTOR if _is_decode(num_tokens, top_k, num_experts) else 1.0
 
 
 def experts(
@@ -99,35 +104,116 @@ def experts(
     first_expert: int = 0,
     out_dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """The weighted sum of each token's experts.
+    """The weighted sum of each token's experts: `expert_rows` and their sum.
 
-    x: bfloat16 [T, H]; experts: int32 [T, K], distinct within a token; weights: float32 [T, K]; gate_up: [E, 2 I, H],
-    gate and up rows interleaved; gate_up_bias: bfloat16 or float32 [E, 2 I]; down: [E, H, I]; down_bias: likewise
-    [E, H]; returns out_dtype (bfloat16 or float32) [T, H]. The matrices are those of experts first_expert to
-    first_expert + E - 1; what a token has routed elsewhere adds nothing (another shard adds it).
-
+    weights: float32 [T, K]; returns out_dtype (bfloat16 or float32) [T, H]; the rest as in `expert_rows`.
     Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
     """
-    num_tokens, top_k = _check(x, experts, weights, gate_up, gate_up_bias, down, down_bias, out_dtype)
-    out = torch.empty(num_tokens, x.shape[1], dtype=out_dtype, device=x.device)
-    if num_tokens == 0:
-        return out
-    if num_tokens <= MAX_DECODE_TOKENS:
-        rows, splits = _decode(x, experts, gate_up, gate_up_bias, down, down_bias, alpha, limit, first_expert)
-    else:
-        rows = _grouped(x, experts, gate_up, gate_up_bias, down, down_bias, alpha, limit, first_expert)
-        splits = 1
-    hidden_size = x.shape[1]
-    block_h = min(_COLUMNS, triton.next_power_of_2(hidden_size))
-    _kernel.combine_kernel[(num_tokens, triton.cdiv(hidden_size, block_h))](
-        rows, experts, weights, out, first_expert, gate_up.num_experts,
-        HIDDEN=hidden_size, TOP_K=top_k, SPLITS=splits, BLOCK_H=block_h, num_warps=4,
-    )  # fmt: skip
+    rows = expert_rows(
+        x, experts, gate_up, gate_up_bias, down, down_bias, alpha=alpha, limit=limit, first_expert=first_expert
+    )
+    _check_rows(rows, experts, weights)
+    if out_dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"out_dtype must be bfloat16 or float32, not {out_dtype}")
+    out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
+    _combine(rows, experts, weights, out, None, None, out, 0.0, first_expert, down.num_experts)
     return out
 
 
-def _decode(
+def combine_norm(
+    rows: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    *,
+    num_experts: int,
+    first_expert: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """s = residual + the weighted sum of each token's rows, rounded to the residual's dtype; y = RMSNorm of the rounded
+    s, in the residual's dtype.
+
+    rows: of `expert_rows`; experts: int32 [T, K]; weights: float32 [T, K]; residual: bfloat16 or float32 [T, H];
+    norm_weight: [H], bfloat16 or float32. Returns y and s, both new, [T, H].
+    Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
+    """
+    _check_rows(rows, experts, weights)
+    shape = (experts.shape[0], rows.shape[1])
+    if residual.shape != shape or residual.dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(
+            f"residual must be bfloat16 or float32 {list(shape)}, not {residual.dtype} {list(residual.shape)}"
+        )
+    if norm_weight.shape != shape[1:] or norm_weight.dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"norm_weight must be bfloat16 or float32 [{shape[1]}], not {list(norm_weight.shape)}")
+    _check_places({"residual": residual, "norm_weight": norm_weight}, rows.device)
+    normed, total = torch.empty_like(residual), torch.empty_like(residual)
+    _combine(rows, experts, weights, normed, residual, norm_weight, total, eps, first_expert, num_experts)
+    return normed, total
+
+
+def _combine(
+    rows: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    out: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    total: Tensor,
+    eps: float,
+    first_expert: int,
+    num_experts: int,
+) -> None:
+    (num_tokens, top_k), hidden_size = experts.shape, rows.shape[1]
+    if num_tokens:
+        _kernel.combine_kernel[(num_tokens,)](
+            rows, experts, weights, out, residual, norm_weight, total, first_expert, num_experts,
+            HIDDEN=hidden_size, TOP_K=top_k, NORM=norm_weight is not None, EPS=eps,
+            BLOCK_H=triton.next_power_of_2(hidden_size), num_warps=8, **dependent_launch(rows.device),
+        )  # fmt: skip
+
+
+def expert_rows(
     x: Tensor,
+    experts: Tensor,
+    gate_up: PackedExperts,
+    gate_up_bias: Tensor,
+    down: PackedExperts,
+    down_bias: Tensor,
+    *,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    first_expert: int = 0,
+    x_factor: float = 1.0,
+) -> Tensor:
+    """What each of a token's experts says of it.
+
+    x: bfloat16 [T, H], times x_factor (1 or `operand_factor`), less than 2^63 in size; experts: int32 [T, K], distinct
+    within a token; gate_up: [E, 2 I, H], gate and up rows interleaved; gate_up_bias: bfloat16 or float32 [E, 2 I];
+    down: [E, H, I]; down_bias: likewise [E, H]. Returns bfloat16 or float32 [T K, H]. The matrices
+    are those of experts first_expert to first_expert + E - 1; rows of other experts are left unwritten.
+
+    Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
+    """
+    num_tokens, top_k = _check(x, experts, gate_up, gate_up_bias, down, down_bias)
+    num_experts, hidden_size = gate_up.num_experts, x.shape[1]
+    if x_factor not in (1.0, operand_factor(num_tokens, top_k, num_experts)):
+        raise ValueError(f"x_factor must be 1 or operand_factor's, not {x_factor}")
+    if num_tokens == 0:
+        return torch.empty(0, hidden_size, dtype=torch.bfloat16, device=x.device)
+    matrices = (gate_up, gate_up_bias, down, down_bias)
+    if not _is_decode(num_tokens, top_k, num_experts):
+        return _grouped(x, experts, *matrices, alpha, limit, first_expert)
+    operand = x if x_factor == _DECODE_FACTOR else x * _DECODE_FACTOR
+    return _decode(operand, experts, *matrices, alpha, limit, first_expert)
+
+
+def _is_decode(num_tokens: int, top_k: int, num_experts: int) -> bool:
+    return num_tokens <= MAX_UNSORTED_TOKENS or num_tokens * top_k <= _MAX_DECODE_SLOTS * num_experts
+
+
+def _decode(
+    operand: Tensor,
     experts: Tensor,
     gate_up: PackedExperts,
     gate_up_bias: Tensor,
@@ -136,24 +222,50 @@ def _decode(
     alpha: float,
     limit: float,
     first_expert: int,
-) -> tuple[Tensor, int]:
-    """Each slot's rows, in parts to be summed: float32 [T K, splits, H]."""
-    (num_tokens, hidden_size), top_k = x.shape, experts.shape[1]
-    inner, num_slots, splits = down.num_columns, num_tokens * top_k, down_splits(down.num_columns)
-    block_k = triton.next_power_of_2(top_k)
-    hidden = torch.empty(num_slots, inner, dtype=torch.bfloat16, device=x.device)
-    rows = torch.empty(num_slots, splits, hidden_size, dtype=torch.float32, device=x.device)
-    _kernel.decode_gate_up_kernel[(inner // 8, num_slots)](
-        x, experts, gate_up.words, gate_up.scales, gate_up.units, gate_up_bias, hidden,
-        num_tokens, first_expert, gate_up.num_experts, alpha, limit,
-        HIDDEN=hidden_size, INNER=inner, TOP_K=top_k, BLOCK_K=block_k, num_warps=1, num_stages=1,
+) -> Tensor:
+    """float32 [T K, H]."""
+    (num_tokens, hidden_size), top_k = operand.shape, experts.shape[1]
+    inner, num_slots = down.num_columns, num_tokens * top_k
+    dependent = dependent_launch(operand.device)
+    is_sorted, order, tile_map, num_tiles = num_tokens > MAX_UNSORTED_TOKENS, None, None, num_slots
+    if is_sorted:
+        order, tile_map = _sort(operand, experts, None, _decode_kernel.COLUMNS.value, first_expert, gate_up.num_experts)
+        num_tiles = tile_map.shape[1]
+    shape = {
+        "HIDDEN": hidden_size, "INNER": inner, "TOP_K": top_k, "BLOCK_K": triton.next_power_of_2(top_k),
+        "SORTED": is_sorted,
+    }  # fmt: skip
+    hidden = torch.empty(num_slots, inner, dtype=torch.bfloat16, device=operand.device)
+    rows = torch.empty(num_slots, hidden_size, dtype=torch.float32, device=operand.device)
+    _decode_kernel.decode_gate_up_kernel[(inner // 8, num_tiles)](
+        operand, experts, order, tile_map, gate_up.words, gate_up.scales, gate_up.units, gate_up_bias, hidden,
+        num_tokens, num_tiles, first_expert, gate_up.num_experts, alpha, limit,
+        **shape, num_warps=1, num_stages=1, **dependent,
     )  # fmt: skip
-    _kernel.decode_down_kernel[(triton.cdiv(hidden_size, 16), num_slots, splits)](
-        hidden, experts, down.words, down.scales, down.units, down_bias, rows,
-        num_tokens, first_expert, down.num_experts,
-        HIDDEN=hidden_size, INNER=inner, TOP_K=top_k, BLOCK_K=block_k, SPLITS=splits, num_warps=1, num_stages=1,
+    _decode_kernel.decode_down_kernel[(triton.cdiv(hidden_size, 16), num_tiles)](
+        hidden, experts, order, tile_map, down.words, down.scales, down.units, down_bias, rows,
+        num_tokens, num_tiles, first_expert, down.num_experts,
+        **shape, num_warps=1, num_stages=1, **dependent,
     )  # fmt: skip
-    return rows, splits
+    return rows
+
+
+def _sort(
+    x: Tensor, experts: Tensor, fragments: Tensor | None, tile_slots: int, first_expert: int, num_experts: int
+) -> tuple[Tensor, Tensor]:
+    """Slots in the order of their experts, and the map of tiles; fills `fragments` with x, if it is given."""
+    num_slots = experts.numel()
+    num_tiles = triton.cdiv(num_slots, tile_slots) + num_experts
+    order = torch.empty(num_slots, dtype=torch.int32, device=x.device)
+    tile_map = torch.empty(3, num_tiles, dtype=torch.int32, device=x.device)
+    _grouped_kernel.prepare_kernel[(num_experts + (0 if fragments is None else x.shape[0]),)](
+        x, experts, order, tile_map, fragments, num_slots, first_expert, num_experts, num_tiles,
+        HIDDEN=x.shape[1], BLOCK_M=tile_slots, BLOCK_E=triton.next_power_of_2(num_experts),
+        CHUNK=min(_SORT_SLOTS, triton.next_power_of_2(num_slots)),
+        BLOCK_H=min(_COLUMNS, triton.next_power_of_2(x.shape[1])), num_warps=4 if num_slots <= 1024 else 8,
+        FRAGMENTS=fragments is not None, **dependent_launch(x.device),
+    )  # fmt: skip
+    return order, tile_map
 
 
 def _grouped(
@@ -167,33 +279,27 @@ def _grouped(
     limit: float,
     first_expert: int,
 ) -> Tensor:
-    """Each slot's row, bfloat16 [T K, H]."""
+    """bfloat16 [T K, H]."""
     (num_tokens, hidden_size), top_k = x.shape, experts.shape[1]
     num_experts, inner, num_slots = gate_up.num_experts, down.num_columns, num_tokens * top_k
     tiles = grouped_tiles(num_slots, num_experts)
-    num_tiles = triton.cdiv(num_slots, tiles.slots) + num_experts
-    order = torch.empty(num_slots, dtype=torch.int32, device=x.device)
-    tile_map = torch.empty(3, num_tiles, dtype=torch.int32, device=x.device)
+    dependent = dependent_launch(x.device)
     fragments = torch.empty(num_tokens, _whole_steps(hidden_size), dtype=torch.bfloat16, device=x.device)
+    order, tile_map = _sort(x, experts, fragments, tiles.slots, first_expert, num_experts)
+    num_tiles = tile_map.shape[1]
     hidden = torch.empty(num_slots, _whole_steps(inner), dtype=torch.bfloat16, device=x.device)
     rows = torch.empty(num_slots, hidden_size, dtype=torch.bfloat16, device=x.device)
-    _kernel.prepare_kernel[(num_experts + num_tokens,)](
-        x, experts, order, tile_map, fragments, num_slots, first_expert, num_experts, num_tiles,
-        HIDDEN=hidden_size, BLOCK_M=tiles.slots, BLOCK_E=triton.next_power_of_2(num_experts),
-        CHUNK=min(_SORT_SLOTS, triton.next_power_of_2(num_slots)),
-        BLOCK_H=min(_COLUMNS, triton.next_power_of_2(hidden_size)), num_warps=4 if num_slots <= 1024 else 8,
-    )  # fmt: skip
-    _kernel.grouped_gate_up_kernel[(triton.cdiv(2 * _whole_steps(inner), tiles.rows), num_tiles)](
+    _grouped_kernel.grouped_gate_up_kernel[(triton.cdiv(2 * _whole_steps(inner), tiles.rows), num_tiles)](
         fragments, order, tile_map, gate_up.words, gate_up.scales, gate_up.units, gate_up_bias, hidden,
         num_tiles, alpha, limit, HIDDEN=hidden_size, INNER=inner, TOP_K=top_k,
         BLOCK_N=tiles.rows, BLOCK_M=tiles.slots, BLOCK_S=tiles.steps,
-        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages, **dependent,
     )  # fmt: skip
-    _kernel.grouped_down_kernel[(triton.cdiv(hidden_size, tiles.rows), num_tiles)](
+    _grouped_kernel.grouped_down_kernel[(triton.cdiv(hidden_size, tiles.rows), num_tiles)](
         hidden, order, tile_map, down.words, down.scales, down.units, down_bias, rows,
         num_tiles, HIDDEN=hidden_size, INNER=inner,
         BLOCK_N=tiles.rows, BLOCK_M=tiles.slots, BLOCK_S=tiles.steps,
-        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages, **dependent,
     )  # fmt: skip
     return rows
 
@@ -205,20 +311,16 @@ def _whole_steps(columns: int) -> int:
 def _check(
     x: Tensor,
     experts: Tensor,
-    weights: Tensor,
     gate_up: PackedExperts,
     gate_up_bias: Tensor,
     down: PackedExperts,
     down_bias: Tensor,
-    out_dtype: torch.dtype,
 ) -> tuple[int, int]:
     """The numbers of tokens and of experts for each."""
     if x.ndim != 2 or x.dtype != torch.bfloat16:
         raise ValueError(f"x must be bfloat16 [T, H], not {x.dtype} {list(x.shape)}")
     if experts.ndim != 2 or experts.dtype != torch.int32 or experts.shape[0] != x.shape[0] or not experts.shape[1]:
         raise ValueError(f"experts must be int32 [{x.shape[0]}, K], not {experts.dtype} {list(experts.shape)}")
-    if weights.shape != experts.shape or weights.dtype != torch.float32:
-        raise ValueError(f"weights must be float32 {list(experts.shape)}, not {weights.dtype} {list(weights.shape)}")
     hidden_size, inner, num_experts = x.shape[1], down.num_columns, gate_up.num_experts
     if (gate_up.num_rows, gate_up.num_columns) != (2 * inner, hidden_size):
         raise ValueError(
@@ -233,15 +335,22 @@ def _check(
             raise ValueError(
                 f"{name} must be bfloat16 or float32 [{num_experts}, {width}], not {bias.dtype} {list(bias.shape)}"
             )
-    if out_dtype not in (torch.bfloat16, torch.float32):
-        raise ValueError(f"out_dtype must be bfloat16 or float32, not {out_dtype}")
-    tensors = {
-        "x": x, "experts": experts, "weights": weights, "gate_up_bias": gate_up_bias, "down_bias": down_bias,
-        "gate_up": gate_up.words, "down": down.words,
-    }  # fmt: skip
+    tensors = {"x": x, "experts": experts, "gate_up_bias": gate_up_bias, "down_bias": down_bias}
+    _check_places(tensors | {"gate_up": gate_up.words, "down": down.words}, x.device)
+    return x.shape[0], experts.shape[1]
+
+
+def _check_rows(rows: Tensor, experts: Tensor, weights: Tensor) -> None:
+    if weights.shape != experts.shape or weights.dtype != torch.float32:
+        raise ValueError(f"weights must be float32 {list(experts.shape)}, not {weights.dtype} {list(weights.shape)}")
+    if rows.ndim != 2 or rows.shape[0] != experts.numel():
+        raise ValueError(f"rows must be [{experts.numel()}, H], not {list(rows.shape)}")
+    _check_places({"rows": rows, "experts": experts, "weights": weights}, rows.device)
+
+
+def _check_places(tensors: Mapping[str, Tensor], device: torch.device) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
-    return x.shape[0], experts.shape[1]
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, not on {device}")

@@ -4,73 +4,66 @@ import torch
 import triton
 from torch import Tensor
 
-from chorus_kernels.norm_rope._kernel import rms_norm_kernel
+from chorus_kernels.dependent_launch import dependent_launch
+from chorus_kernels.norm_rope import _kernel
 
 # 4,096 lanes of a row are 32 values a thread: four 16-byte loads of bfloat16 in flight.
 _NUM_WARPS = 4
+_ROWS = 4
 _DTYPES = (torch.bfloat16, torch.float32)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """y = x / sqrt(mean(x^2) + eps) * weight, in float32, rounded once to the dtype of the result.
 
-    x: [T, H]; weight: [H]; out: [T, H] or None for a new tensor of x's dtype; each bfloat16 or float32, contiguous.
-    Returns out. Errors: ValueError for other shapes, dtypes, strides or devices.
+    x: [T, H]; weight: [H]; each bfloat16 or float32, contiguous. Returns x's dtype [T, H].
+    Errors: ValueError for other shapes, dtypes, strides or devices.
     """
-    _check_rows(x=x)
-    _check_weight(x, weight)
-    if out is None:
-        out = torch.empty_like(x)
-    _check_rows(x=x, out=out)
+    _check(x, weight)
+    out = torch.empty_like(x)
     if x.numel():
-        _launch(x, None, weight, out, None, eps)
+        _kernel.rms_norm_kernel[(x.shape[0],)](
+            x, weight, out, H=x.shape[1], EPS=eps, BLOCK=triton.next_power_of_2(x.shape[1]),
+            num_warps=_NUM_WARPS, **dependent_launch(x.device),
+        )  # fmt: skip
     return out
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """s = x + residual, rounded to the residual's dtype; y = `rms_norm` of the rounded s, in x's dtype.
+def norm_linear(
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor, factor: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """n = rms_norm(x), rounded to bfloat16; y = n W^T + b. For few tokens and few rows of W, such as a router's.
 
-    x, residual: [T, H]; weight: [H]; each bfloat16 or float32, contiguous. Returns y and s, both new, [T, H].
-    Errors: ValueError for other shapes, dtypes, strides or devices.
+    x: bfloat16 [T, H]; norm_weight: [H], bfloat16 or float32; weight: bfloat16 [N, H]; bias: [N], bfloat16 or float32;
+    all contiguous. Returns n times factor, bfloat16 [T, H], and y, float32 [T, N], in sums whose order depends on H
+    alone. Errors: ValueError for other shapes, dtypes, strides or devices.
     """
-    _check_rows(x=x, residual=residual)
-    _check_weight(x, weight)
-    out, new_residual = torch.empty_like(x), torch.empty_like(residual)
-    if x.numel():
-        _launch(x, residual, weight, out, new_residual, eps)
-    return out, new_residual
+    _check(x, norm_weight)
+    if x.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16:
+        raise ValueError(f"x and weight must be bfloat16, not {x.dtype} and {weight.dtype}")
+    if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
+        raise ValueError(f"weight must be [N, {x.shape[1]}], not {list(weight.shape)}")
+    if bias.shape != weight.shape[:1] or bias.dtype not in _DTYPES:
+        raise ValueError(f"bias must be [{weight.shape[0]}] of bfloat16 or float32, not {list(bias.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if not tensor.is_contiguous() or tensor.device != x.device:
+            raise ValueError(f"{name} must be contiguous on {x.device}, not on {tensor.device}")
+    num_rows, depth = weight.shape
+    normed = torch.empty_like(x)
+    out = torch.empty(x.shape[0], num_rows, dtype=torch.float32, device=x.device)
+    if x.numel() and num_rows:
+        _kernel.norm_linear_kernel[(triton.cdiv(num_rows, _ROWS), x.shape[0])](
+            x, norm_weight, weight, bias, normed, out, num_rows, factor, H=depth, EPS=eps, BLOCK_N=_ROWS,
+            BLOCK=triton.next_power_of_2(depth), num_warps=_NUM_WARPS, **dependent_launch(x.device),
+        )  # fmt: skip
+    return normed, out
 
 
-def _launch(
-    x: Tensor, residual: Tensor | None, weight: Tensor, out: Tensor, new_residual: Tensor | None, eps: float
-) -> None:
-    num_rows, width = x.shape
-    rms_norm_kernel[(num_rows,)](
-        x,
-        residual,
-        weight,
-        out,
-        new_residual,
-        H=width,
-        EPS=eps,
-        ADD=residual is not None,
-        BLOCK=triton.next_power_of_2(width),
-        num_warps=_NUM_WARPS,
-    )
-
-
-def _check_rows(x: Tensor, **others: Tensor) -> None:
-    for name, tensor in {"x": x, **others}.items():
-        if tensor.ndim != 2 or tensor.shape != x.shape:
-            raise ValueError(f"{name} must be [T, H] like x ({list(x.shape)}), not {list(tensor.shape)}")
-        if tensor.dtype not in _DTYPES or not tensor.is_contiguous() or tensor.device != x.device:
-            raise ValueError(
-                f"{name} must be contiguous bfloat16 or float32 on {x.device}, "
-                f"not {tensor.dtype} with strides {tensor.stride()} on {tensor.device}"
-            )
-
-
-def _check_weight(x: Tensor, weight: Tensor) -> None:
+def _check(x: Tensor, weight: Tensor) -> None:
+    if x.ndim != 2 or x.dtype not in _DTYPES or not x.is_contiguous():
+        raise ValueError(
+            f"x must be contiguous bfloat16 or float32 [T, H], not {x.dtype} {list(x.shape)} with strides {x.stride()}"
+        )
     if weight.shape != x.shape[1:] or weight.dtype not in _DTYPES or weight.device != x.device:
         raise ValueError(
             f"weight must be [{x.shape[1]}] of bfloat16 or float32 on {x.device}, "

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from chorus_kernels.attention import op as attention
 from chorus_kernels.attention import rope_table
-from chorus_kernels.linear.op import linear
+from chorus_kernels.linear.op import MAX_TOKENS, linear
 from chorus_kernels.moe.layout import PackedExperts
-from chorus_kernels.moe.op import experts, route
+from chorus_kernels.moe.op import combine_norm, expert_rows, operand_factor, route
 from chorus_kernels.norm_rope import yarn_concentration
-from chorus_kernels.norm_rope.op import add_rms_norm, rms_norm
+from chorus_kernels.norm_rope.op import norm_linear, rms_norm
 from chorus_workers.model.transformer import rope_frequencies
 from chorus_workers.model.weights import LayerWeights, Model
 from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
@@ -46,8 +46,7 @@ class DeviceTransformer:
         for index, (layer, following_norm) in enumerate(zip(model.layers, following, strict=True)):
             attended = self._attention(index, layer, normed, cos_sin, step)
             x = linear(attended, layer.out, layer.out_bias, residual=x)
-            normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
-            normed, x = add_rms_norm(self._experts(layer, normed), x, following_norm, config.rms_norm_eps)
+            normed, x = self._experts(layer, x, following_norm)
         return normed if step.sampled_tokens is None else normed.index_select(0, step.sampled_tokens)
 
     def logits(self, normed: Tensor, out: Tensor | None = None) -> Tensor:
@@ -68,21 +67,40 @@ class DeviceTransformer:
             _prefill(step.prefill, qkv[num_decode:], cos_sin[num_decode:], kv, layer.sinks, window, out[num_decode:])
         return out.flatten(1)
 
-    def _experts(self, layer: Layer, normed: Tensor) -> Tensor:
-        config = self.model.config
-        logits = linear(normed, layer.router, layer.router_bias, out_dtype=torch.float32)
-        chosen, weights = route(logits, config.num_experts_per_token)
-        return experts(
+    def _experts(self, layer: Layer, x: Tensor, following_norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Norm, router, experts and their sum with x: [T, H], normed for what follows, and as it is."""
+        config, num_tokens = self.model.config, x.shape[0]
+        top_k, eps = config.num_experts_per_token, config.rms_norm_eps
+        factor = 1.0
+        if num_tokens <= MAX_TOKENS:
+            factor = operand_factor(num_tokens, top_k, layer.gate_up.num_experts)
+            normed, logits = norm_linear(x, layer.mlp_norm, eps, layer.router, layer.router_bias, factor)
+        else:
+            normed = rms_norm(x, layer.mlp_norm, eps)
+            logits = linear(normed, layer.router, layer.router_bias, out_dtype=torch.float32)
+        chosen, weights = route(logits, top_k)
+        first_expert = self.model.shard.span(config.num_experts).start
+        rows = expert_rows(
             normed,
             chosen,
-            weights,
             layer.gate_up,
             layer.gate_up_bias,
             layer.down,
             layer.down_bias,
             alpha=config.swiglu_alpha,
             limit=config.swiglu_limit,
-            first_expert=self.model.shard.span(config.num_experts).start,
+            first_expert=first_expert,
+            x_factor=factor,
+        )
+        return combine_norm(
+            rows,
+            chosen,
+            weights,
+            x,
+            following_norm,
+            eps,
+            num_experts=layer.gate_up.num_experts,
+            first_expert=first_expert,
         )
 
 
