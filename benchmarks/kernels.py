@@ -158,7 +158,7 @@ def _norm_rows(count: int) -> Iterator[Row]:
     def with_sum() -> Callable[[], object]:
         x, norm = _random(count, HIDDEN), _random(HIDDEN)
         chosen, weights = route(_random(count, 32, dtype=torch.float32), TOP_K)
-        dtype = torch.float32 if operand_factor(count, TOP_K, 32) != 1 else torch.bfloat16
+        dtype = torch.float32 if operand_factor(count) != 1 else torch.bfloat16
         rows = _random(count * TOP_K, HIDDEN, dtype=dtype)
         return lambda: combine_norm(rows, chosen, weights, x, norm, 1e-5, num_experts=32)
 
@@ -167,7 +167,7 @@ def _norm_rows(count: int) -> Iterator[Row]:
         yield Row(
             "norm_linear router", f"T={count}", 4 * count * HIDDEN + 64 * HIDDEN, 64 * count * HIDDEN, with_router
         )
-    row_bytes = 4 if operand_factor(count, TOP_K, 32) != 1 else 2
+    row_bytes = 4 if operand_factor(count) != 1 else 2
     yield Row("combine_norm", f"T={count}", (TOP_K * row_bytes + 6) * count * HIDDEN, 0, with_sum)
 
 
@@ -187,7 +187,7 @@ def _moe_rows(model: str, count: int) -> Iterator[Row]:
     seen: list[int] = []
 
     def make_experts() -> Callable[[], object]:
-        factor = operand_factor(count, TOP_K, num_experts)
+        factor = operand_factor(count)
         x = _random(count, HIDDEN) * factor
         logits = torch.randn(count, num_experts, device=_DEVICE, generator=generator)
         chosen, _ = route(logits, TOP_K)

@@ -4,10 +4,9 @@ What a kernel does before `wait_for_previous` overlaps the end of the kernel bef
 what is at rest (weights, written by nothing that is still in the stream). After it, every earlier kernel is done, and
 its results are visible.
 
-`let_next_begin` lets the next kernel of the stream begin as soon as every program has called it or ended; called after
-the wait, it keeps the chain of waits unbroken. A kernel with few programs calls it at once. One that fills the GPU
-calls it when its work is all but done: programs of the next one that come where and when this one's end are not spread
-evenly, and those that load ahead take the memory's time from it.
+`let_next_begin` lets the next kernel of the stream begin as soon as every program has called it or ended. Where in a
+kernel it pays was measured (docs/performance.md): at once where programs are few or the next one's are, so that they
+are there when it is their turn; late where the next kernel's loads would take the memory's time from this one.
 
 Source: NVIDIA, "CUDA Programming Guide", programmatic dependent launch and synchronization; compute capability 9.0 and
 newer.
@@ -31,6 +30,10 @@ class LaunchOptions(TypedDict, total=False):
     launch_pdl: bool
 
 
+# Of a kernel that begins when the one before it has ended.
+NOT_DEPENDENT: LaunchOptions = {"DEPENDENT": False}
+
+
 @triton.jit
 def wait_for_previous(DEPENDENT: tl.constexpr):
     if DEPENDENT:
@@ -47,7 +50,7 @@ def dependent_launch(device: torch.device) -> LaunchOptions:
     """For kernels that wait; without effect where the device can't."""
     if device.type == "cuda" and _capability(device.index or 0) >= _MIN_CAPABILITY:
         return {"DEPENDENT": True, "launch_pdl": True}
-    return {"DEPENDENT": False}
+    return NOT_DEPENDENT
 
 
 @cache

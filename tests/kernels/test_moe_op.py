@@ -224,24 +224,6 @@ def test_few_tokens(num_tokens: int, top_k: int, num_experts: int, hidden: int, 
     assert_close(run(layer, *tokens), expected, bound, roundings=1)
 
 
-@pytest.mark.parametrize(
-    ("num_tokens", "top_k", "num_experts", "part"),
-    [
-        (12, 1, 3, (0, 3)),  # an expert with more slots than a tile has
-        (10, 2, 7, (1, 6)),  # other shards' experts
-    ],
-)
-def test_few_tokens_that_are_sorted(num_tokens: int, top_k: int, num_experts: int, part: tuple[int, int]) -> None:
-    layer = make_layer(num_experts, 32, 32)
-    x, experts, weights = make_tokens(num_tokens, 32, num_experts, top_k)
-    if top_k == 1:
-        experts[:10] = 1
-    assert op.operand_factor(num_tokens, top_k, part[1] - part[0]) == 2.0**64
-    mine = (experts >= part[0]) & (experts < part[1])
-    expected, bound = expected_output(layer, x, experts, weights * mine, roundings=1)
-    assert_close(run(layer, x, experts, weights, part=part), expected, bound, roundings=1)
-
-
 def test_operand_that_has_its_factor_already() -> None:
     layer = make_layer(2, 32, 32)
     x, experts, _ = make_tokens(1, 32, 2, 2)
@@ -351,7 +333,7 @@ def test_slots_are_sorted_by_expert_and_cut_into_tiles(num_slots: int, first_exp
     order, tiles = torch.full((num_slots,), -7).int(), torch.full((3, num_tiles), -7).int()
     _grouped_kernel.prepare_kernel[(num_experts,)](
         experts, experts, order, tiles, experts, num_slots, first_expert, num_experts, num_tiles,
-        HIDDEN=32, BLOCK_M=block_m, BLOCK_E=8, CHUNK=16, BLOCK_H=32, FRAGMENTS=False, DEPENDENT=False,
+        HIDDEN=32, BLOCK_M=block_m, BLOCK_E=8, CHUNK=16, BLOCK_H=32, DEPENDENT=False,
     )  # fmt: skip
     expected_order: list[int] = []
     expected_tiles: list[list[int]] = []

@@ -73,6 +73,8 @@ def plain_linear(
     residual: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     out: Tensor | None = None,
+    *,
+    overlap: bool = True,
 ) -> Tensor:
     y = torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
     y = (y if residual is None else y + residual.float()).to(out_dtype or x.dtype)

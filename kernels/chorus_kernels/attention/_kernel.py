@@ -80,7 +80,6 @@ def decode_attention_kernel(
     and `stats` [S, Hq, splits, 2] their weights' sum and the highest score.
     """
     wait_for_previous(DEPENDENT)
-    let_next_begin(DEPENDENT)
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     head, sequence, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     length = tl.load(lengths + sequence)
@@ -148,6 +147,7 @@ def decode_attention_kernel(
         values = tl.load(kv_base + part_stride + offset[:, None], mask=mask, other=0.0).to(queries.dtype)  # [BN, BD]
         top, total, mixed = _attend(queries, keys, values, scale, visible[None, :], top, total, mixed)
 
+    let_next_begin(DEPENDENT)
     if SPLIT:
         slot = (sequence * NUM_HEADS + query_head) * tl.num_programs(2) + split  # [BM]
         tl.store(partial + (slot * HEAD_DIM)[:, None] + d[None, :], mixed, mask=q_mask)

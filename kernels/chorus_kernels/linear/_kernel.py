@@ -87,6 +87,7 @@ def linear_kernel(
     HALVES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
+    let_next_begin(DEPENDENT)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     # Whole blocks of 32.
     PART: tl.constexpr = ((K + 31) // 32 + 3) // 4 * 32
@@ -116,7 +117,6 @@ def linear_kernel(
         tl.debug_barrier()
         even, odd = _add_chunk(even, odd, x, w0)
         w0, w1, x = w1, w2, next_x
-    let_next_begin(DEPENDENT)
     y = tl.sum(even + odd, 0)  # [TOKENS, ROWS]
     t = tl.arange(0, TOKENS)
     where = t.to(tl.int64)[:, None] * N + n[None, :]

@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from chorus_kernels.dependent_launch import dependent_launch
+from chorus_kernels.dependent_launch import NOT_DEPENDENT, dependent_launch
 from chorus_kernels.linear import _kernel
 
 # Up to here the weight's bytes are the cost, and our kernel reads them nearly at the memory's speed; beyond, cuBLAS.
@@ -19,11 +19,16 @@ def linear(
     residual: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     out: Tensor | None = None,
+    *,
+    overlap: bool = True,
 ) -> Tensor:
     """y = x W^T + bias + residual.
 
     x: bfloat16 [T, K]; weight: bfloat16 [N, K]; bias: [N], bfloat16 or float32; residual: [T, N], bfloat16 or float32;
     all contiguous. Returns out_dtype [T, N], bfloat16 (the default) or float32: `out`, if it is given.
+
+    overlap: whether the kernel before may still run while the first weights are loaded (if it lets this one begin, and
+    the device can); the weight and the bias must be at rest.
 
     Up to MAX_TOKENS tokens: sums in float32, in an order that depends on K alone (so a token's bits don't depend
     on its neighbours), rounded once at the end. Above: cuBLAS, whose order depends on T too; in bfloat16 its product
@@ -45,7 +50,7 @@ def linear(
             x, weight, bias, residual, out, num_tokens, num_rows, K=depth,
             HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
             HALVES=1 if num_tokens <= 8 else 2, num_warps=_kernel.WARPS.value, num_stages=1,
-            **dependent_launch(x.device),
+            **(dependent_launch(x.device) if overlap else NOT_DEPENDENT),
         )  # fmt: skip
     return out
 

@@ -42,16 +42,6 @@ def _chosen_slots(experts_ptr, slot, num_tokens, first_expert, TOP_K: tl.constex
 
 
 @triton.jit
-def _sorted_slots(order_ptr, tiles_ptr, tile, num_tiles):
-    """The expert of a tile of sorted slots, -1 if it has none, and its slots, -1 beyond the last."""
-    n = tl.arange(0, COLUMNS)
-    expert = tl.load(tiles_ptr + tile)
-    count = tl.where(expert < 0, 0, tl.load(tiles_ptr + 2 * num_tiles + tile))
-    place = tl.load(tiles_ptr + num_tiles + tile)
-    return expert, tl.load(order_ptr + place + n, mask=n < count, other=-1)
-
-
-@triton.jit
 def _load_quad(words_ptr, scales_ptr, tile, step, STEPS: tl.constexpr, QUADS: tl.constexpr):
     """Four steps of a tile from `step`, a multiple of 4: words [4, 128], scales [32, 4], the lane's row by step; zeros
     past the end."""
@@ -139,54 +129,52 @@ def _add_quad(acc, words, scales, x_ptrs, begin, K: tl.constexpr):
 
 
 @triton.jit
+def _load_first(words_ptr, scales_ptr, tile, STEPS: tl.constexpr, QUADS: tl.constexpr):
+    """What `_tile_sums` begins with: a tile's first two quads."""
+    words0, scales0 = _load_quad(words_ptr, scales_ptr, tile, 0, STEPS, QUADS)
+    words1, scales1 = _load_quad(words_ptr, scales_ptr, tile, 4, STEPS, QUADS)
+    return words0, scales0, words1, scales1
+
+
+@triton.jit
 def _tile_sums(
     words0, scales0, words1, scales1, words_ptr, scales_ptr, x_ptrs, tile,
-    K: tl.constexpr, STEPS: tl.constexpr, QUADS: tl.constexpr, BUFFERS: tl.constexpr,
+    K: tl.constexpr, STEPS: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
     """A tile's rows times 8 columns of x: two float32 [g, column], one for each half.
 
-    x_ptrs: [8] pointers to the columns' values. The first quad is in hand, and with three buffers the second.
+    x_ptrs: [8] pointers to the columns' values.
     """
     acc = tl.zeros([2, 8, 4, 2], tl.float32)
-    # One or two quads ahead of use; zeros after the last. No load crosses a barrier: the assembler would move those
-    # above down to their first use.
-    if BUFFERS == 3:
-        for step in range(0, STEPS, 12):
-            words2, scales2 = _load_quad(words_ptr, scales_ptr, tile, step + 8, STEPS, QUADS)
-            tl.debug_barrier()
-            acc = _add_quad(acc, words0, scales0, x_ptrs, step * 64, K)
-            words0, scales0 = _load_quad(words_ptr, scales_ptr, tile, step + 12, STEPS, QUADS)
-            tl.debug_barrier()
-            acc = _add_quad(acc, words1, scales1, x_ptrs, (step + 4) * 64, K)
-            words1, scales1 = _load_quad(words_ptr, scales_ptr, tile, step + 16, STEPS, QUADS)
-            tl.debug_barrier()
-            acc = _add_quad(acc, words2, scales2, x_ptrs, (step + 8) * 64, K)
-    else:
-        for step in range(0, STEPS, 8):
-            words1, scales1 = _load_quad(words_ptr, scales_ptr, tile, step + 4, STEPS, QUADS)
-            tl.debug_barrier()
-            acc = _add_quad(acc, words0, scales0, x_ptrs, step * 64, K)
-            words0, scales0 = _load_quad(words_ptr, scales_ptr, tile, step + 8, STEPS, QUADS)
-            tl.debug_barrier()
-            acc = _add_quad(acc, words1, scales1, x_ptrs, (step + 4) * 64, K)
+    for step in range(0, STEPS, 12):
+        # Two quads ahead of use; zeros after the last. No load crosses a barrier: the assembler would move those above
+        # down to their first use.
+        words2, scales2 = _load_quad(words_ptr, scales_ptr, tile, step + 8, STEPS, QUADS)
+        tl.debug_barrier()
+        acc = _add_quad(acc, words0, scales0, x_ptrs, step * 64, K)
+        words0, scales0 = _load_quad(words_ptr, scales_ptr, tile, step + 12, STEPS, QUADS)
+        tl.debug_barrier()
+        acc = _add_quad(acc, words1, scales1, x_ptrs, (step + 4) * 64, K)
+        words1, scales1 = _load_quad(words_ptr, scales_ptr, tile, step + 16, STEPS, QUADS)
+        tl.debug_barrier()
+        acc = _add_quad(acc, words2, scales2, x_ptrs, (step + 8) * 64, K)
     return tl.split(tl.permute(tl.reshape(acc, 2, 8, COLUMNS), 1, 2, 0))
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_tiles"])
+@triton.jit(do_not_specialize=["num_tokens"])
 def decode_gate_up_kernel(
-    x_ptr, experts_ptr, order_ptr, tiles_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr,
-    num_tokens, num_tiles, first_expert, num_experts, alpha, limit,
-    HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr, BLOCK_K: tl.constexpr, SORTED: tl.constexpr,
+    x_ptr, experts_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr,
+    num_tokens, first_expert, num_experts, alpha, limit,
+    HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr, BLOCK_K: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """out[slot] = 2^64 swiglu(gate_up x + bias) of x_ptr's 2^64 x, bfloat16 [T k, INNER]. Grid: (tiles of 8 outputs,
-    slots, or with SORTED tiles of slots)."""
+    slots)."""
     wait_for_previous(DEPENDENT)
+    # Not before the wait: the next kernel relies on what this one has waited for.
+    let_next_begin(DEPENDENT)
     tile = tl.program_id(0)
-    if SORTED:
-        expert, slots = _sorted_slots(order_ptr, tiles_ptr, tl.program_id(1), num_tiles)
-    else:
-        expert, slots = _chosen_slots(experts_ptr, tl.program_id(1), num_tokens, first_expert, TOP_K, BLOCK_K)
+    expert, slots = _chosen_slots(experts_ptr, tl.program_id(1), num_tokens, first_expert, TOP_K, BLOCK_K)
     if (expert < 0) | (expert >= num_experts):
         return
     STEPS: tl.constexpr = (HIDDEN + 63) // 64
@@ -197,37 +185,31 @@ def decode_gate_up_kernel(
     gate_bias = tl.load(bias_at).to(tl.float32)
     up_bias = tl.load(bias_at + 1).to(tl.float32)
     unit = tl.load(units_ptr + expert) * _SUM_SCALE
-    x_ptrs = x_ptr + (tl.maximum(slots, 0) // TOP_K).to(tl.int64) * HIDDEN
+    # Columns without a slot repeat another.
+    x_ptrs = x_ptr + (tl.where(slots < 0, tl.max(slots, 0), slots) // TOP_K).to(tl.int64) * HIDDEN
     row = expert.to(tl.int64) * TILES + tile
-    words0, scales0 = _load_quad(words_ptr, scales_ptr, row, 0, STEPS, QUADS)
-    words1, scales1 = _load_quad(words_ptr, scales_ptr, row, 4, STEPS, QUADS)
-    gate, up = _tile_sums(
-        words0, scales0, words1, scales1, words_ptr, scales_ptr, x_ptrs, row, HIDDEN, STEPS, QUADS, BUFFERS=3
-    )  # [8, 8]
-    let_next_begin(DEPENDENT)
+    w0, s0, w1, s1 = _load_first(words_ptr, scales_ptr, row, STEPS, QUADS)
+    gate, up = _tile_sums(w0, s0, w1, s1, words_ptr, scales_ptr, x_ptrs, row, HIDDEN, STEPS, QUADS)  # [8, 8]
     out = swiglu(gate * unit + gate_bias[:, None], up * unit + up_bias[:, None], alpha, limit) * _OPERAND_SCALE
     to = out_ptr + slots.to(tl.int64)[None, :] * INNER + i[:, None]
     tl.store(to, rounded(out, tl.bfloat16), mask=(slots >= 0)[None, :])
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_tiles"])
+@triton.jit(do_not_specialize=["num_tokens"])
 def decode_down_kernel(
-    hidden_ptr, experts_ptr, order_ptr, tiles_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr,
-    num_tokens, num_tiles, first_expert, num_experts,
-    HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr, BLOCK_K: tl.constexpr, SORTED: tl.constexpr,
+    hidden_ptr, experts_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr,
+    num_tokens, first_expert, num_experts,
+    HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr, BLOCK_K: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """out[slot] = down hidden[slot] of hidden_ptr's 2^64 hidden, plus bias: float32 [T k, HIDDEN]. Grid: (tiles of 16
-    rows, slots, or with SORTED tiles of slots).
+    rows, slots).
 
     To be launched after `decode_gate_up_kernel`: with DEPENDENT, the choice of experts and the first weights are read
     before that has ended. Its programs let this one begin when theirs was there.
     """
     tile = tl.program_id(0)
-    if SORTED:
-        expert, slots = _sorted_slots(order_ptr, tiles_ptr, tl.program_id(1), num_tiles)
-    else:
-        expert, slots = _chosen_slots(experts_ptr, tl.program_id(1), num_tokens, first_expert, TOP_K, BLOCK_K)
+    expert, slots = _chosen_slots(experts_ptr, tl.program_id(1), num_tokens, first_expert, TOP_K, BLOCK_K)
     if (expert < 0) | (expert >= num_experts):
         wait_for_previous(DEPENDENT)
         return
@@ -235,18 +217,16 @@ def decode_down_kernel(
     QUADS: tl.constexpr = (STEPS + 3) // 4
     TILES: tl.constexpr = (HIDDEN + 15) // 16
     row = expert.to(tl.int64) * TILES + tile
-    words, scales = _load_quad(words_ptr, scales_ptr, row, 0, STEPS, QUADS)
+    w0, s0, w1, s1 = _load_first(words_ptr, scales_ptr, row, STEPS, QUADS)
     n = tile * 16 + 2 * tl.arange(0, 8)
     bias_at = bias_ptr + expert.to(tl.int64) * HIDDEN + n
     even_bias = tl.load(bias_at, mask=n < HIDDEN, other=0.0).to(tl.float32)
     odd_bias = tl.load(bias_at + 1, mask=n + 1 < HIDDEN, other=0.0).to(tl.float32)
     unit = tl.load(units_ptr + expert) * _SUM_SCALE
     wait_for_previous(DEPENDENT)
-    x_ptrs = hidden_ptr + tl.maximum(slots, 0).to(tl.int64) * INNER
-    even, odd = _tile_sums(
-        words, scales, words, scales, words_ptr, scales_ptr, x_ptrs, row, INNER, STEPS, QUADS, BUFFERS=2
-    )  # [8, 8]
     let_next_begin(DEPENDENT)
+    x_ptrs = hidden_ptr + tl.where(slots < 0, tl.max(slots, 0), slots).to(tl.int64) * INNER
+    even, odd = _tile_sums(w0, s0, w1, s1, words_ptr, scales_ptr, x_ptrs, row, INNER, STEPS, QUADS)  # [8, 8]
     to = out_ptr + slots.to(tl.int64)[None, :] * HIDDEN + n[:, None]
     real = (slots >= 0)[None, :]
     tl.store(to, even * unit + even_bias[:, None], mask=real & (n < HIDDEN)[:, None])

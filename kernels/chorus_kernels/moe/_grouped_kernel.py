@@ -78,10 +78,9 @@ def _weights(words, scales, TILES: tl.constexpr, STEPS: tl.constexpr):
 def prepare_kernel(
     x_ptr, experts_ptr, order_ptr, tiles_ptr, fragments_ptr, num_slots, first_expert, num_experts, num_tiles,
     HIDDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, BLOCK_H: tl.constexpr,
-    FRAGMENTS: tl.constexpr, DEPENDENT: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Sorts slots by expert, and with FRAGMENTS stores x in fragment order. Grid: (E + T), or (E); the first E programs
-    sort."""
+    """Sorts slots by expert, and stores x in fragment order. Grid: (E + T); the first E programs sort."""
     wait_for_previous(DEPENDENT)
     let_next_begin(DEPENDENT)
     program = tl.program_id(0)
@@ -90,7 +89,7 @@ def prepare_kernel(
             experts_ptr, order_ptr, tiles_ptr, program, num_slots, first_expert, num_experts, num_tiles,
             BLOCK_M, BLOCK_E, CHUNK,
         )  # fmt: skip
-    elif FRAGMENTS:
+    else:
         token = (program - num_experts).to(tl.int64)
         WIDTH: tl.constexpr = (HIDDEN + 63) // 64 * 64
         for begin in range(0, WIDTH, BLOCK_H):

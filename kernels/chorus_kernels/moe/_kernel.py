@@ -15,8 +15,8 @@ def route_kernel(
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The TOP_K largest of each row, lowest number first among equals, and a softmax over them. Grid: (T / BLOCK_T)."""
-    wait_for_previous(DEPENDENT)
     let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     e = tl.arange(0, BLOCK_E)
     k = tl.arange(0, BLOCK_K)
@@ -58,8 +58,8 @@ def combine_kernel(
     h = tl.arange(0, BLOCK_H)
     if NORM:
         norm = tl.load(norm_ptr + h, mask=h < HIDDEN, other=0.0).to(tl.float32)
-    wait_for_previous(DEPENDENT)
     let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     acc = tl.zeros([BLOCK_H], tl.float32)
     for k in tl.static_range(TOP_K):
         slot = token * TOP_K + k

@@ -23,9 +23,7 @@ from chorus_kernels.moe import _decode_kernel, _grouped_kernel, _kernel
 from chorus_kernels.moe.layout import STEP_COLUMNS, PackedExperts
 
 # What one tensor core tile takes at no further cost.
-MAX_UNSORTED_TOKENS: int = _decode_kernel.COLUMNS.value
-# Slots an expert gets on average, up to which most experts have no more than a tile's columns.
-_MAX_DECODE_SLOTS = 4
+MAX_DECODE_TOKENS: int = _decode_kernel.COLUMNS.value
 # The decode kernels take what they multiply weights with times this.
 _DECODE_FACTOR = 2.0**64
 # What a program takes at a time: slots to sort, columns to copy or to sum up.
@@ -85,9 +83,9 @@ def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return experts, weights
 
 
-def operand_factor(num_tokens: int, top_k: int, num_experts: int) -> float:
+def operand_factor(num_tokens: int) -> float:
     """What `expert_rows` wants x to be multiplied with already, for so many tokens: a power of two."""
-    return _DECODE_FACTOR if _is_decode(num_tokens, top_k, num_experts) else 1.0
+    return _DECODE_FACTOR if num_tokens <= MAX_DECODE_TOKENS else 1.0
 
 
 def experts(
@@ -195,21 +193,17 @@ def expert_rows(
 
     Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
     """
-    num_tokens, top_k = _check(x, experts, gate_up, gate_up_bias, down, down_bias)
-    num_experts, hidden_size = gate_up.num_experts, x.shape[1]
-    if x_factor not in (1.0, operand_factor(num_tokens, top_k, num_experts)):
+    _check(x, experts, gate_up, gate_up_bias, down, down_bias)
+    num_tokens = x.shape[0]
+    if x_factor not in (1.0, operand_factor(num_tokens)):
         raise ValueError(f"x_factor must be 1 or operand_factor's, not {x_factor}")
     if num_tokens == 0:
-        return torch.empty(0, hidden_size, dtype=torch.bfloat16, device=x.device)
+        return torch.empty(0, x.shape[1], dtype=torch.bfloat16, device=x.device)
     matrices = (gate_up, gate_up_bias, down, down_bias)
-    if not _is_decode(num_tokens, top_k, num_experts):
+    if num_tokens > MAX_DECODE_TOKENS:
         return _grouped(x, experts, *matrices, alpha, limit, first_expert)
     operand = x if x_factor == _DECODE_FACTOR else x * _DECODE_FACTOR
     return _decode(operand, experts, *matrices, alpha, limit, first_expert)
-
-
-def _is_decode(num_tokens: int, top_k: int, num_experts: int) -> bool:
-    return num_tokens <= MAX_UNSORTED_TOKENS or num_tokens * top_k <= _MAX_DECODE_SLOTS * num_experts
 
 
 def _decode(
@@ -227,45 +221,20 @@ def _decode(
     (num_tokens, hidden_size), top_k = operand.shape, experts.shape[1]
     inner, num_slots = down.num_columns, num_tokens * top_k
     dependent = dependent_launch(operand.device)
-    is_sorted, order, tile_map, num_tiles = num_tokens > MAX_UNSORTED_TOKENS, None, None, num_slots
-    if is_sorted:
-        order, tile_map = _sort(operand, experts, None, _decode_kernel.COLUMNS.value, first_expert, gate_up.num_experts)
-        num_tiles = tile_map.shape[1]
-    shape = {
-        "HIDDEN": hidden_size, "INNER": inner, "TOP_K": top_k, "BLOCK_K": triton.next_power_of_2(top_k),
-        "SORTED": is_sorted,
-    }  # fmt: skip
+    shape = {"HIDDEN": hidden_size, "INNER": inner, "TOP_K": top_k, "BLOCK_K": triton.next_power_of_2(top_k)}
     hidden = torch.empty(num_slots, inner, dtype=torch.bfloat16, device=operand.device)
     rows = torch.empty(num_slots, hidden_size, dtype=torch.float32, device=operand.device)
-    _decode_kernel.decode_gate_up_kernel[(inner // 8, num_tiles)](
-        operand, experts, order, tile_map, gate_up.words, gate_up.scales, gate_up.units, gate_up_bias, hidden,
-        num_tokens, num_tiles, first_expert, gate_up.num_experts, alpha, limit,
+    _decode_kernel.decode_gate_up_kernel[(inner // 8, num_slots)](
+        operand, experts, gate_up.words, gate_up.scales, gate_up.units, gate_up_bias, hidden,
+        num_tokens, first_expert, gate_up.num_experts, alpha, limit,
         **shape, num_warps=1, num_stages=1, **dependent,
     )  # fmt: skip
-    _decode_kernel.decode_down_kernel[(triton.cdiv(hidden_size, 16), num_tiles)](
-        hidden, experts, order, tile_map, down.words, down.scales, down.units, down_bias, rows,
-        num_tokens, num_tiles, first_expert, down.num_experts,
+    _decode_kernel.decode_down_kernel[(triton.cdiv(hidden_size, 16), num_slots)](
+        hidden, experts, down.words, down.scales, down.units, down_bias, rows,
+        num_tokens, first_expert, down.num_experts,
         **shape, num_warps=1, num_stages=1, **dependent,
     )  # fmt: skip
     return rows
-
-
-def _sort(
-    x: Tensor, experts: Tensor, fragments: Tensor | None, tile_slots: int, first_expert: int, num_experts: int
-) -> tuple[Tensor, Tensor]:
-    """Slots in the order of their experts, and the map of tiles; fills `fragments` with x, if it is given."""
-    num_slots = experts.numel()
-    num_tiles = triton.cdiv(num_slots, tile_slots) + num_experts
-    order = torch.empty(num_slots, dtype=torch.int32, device=x.device)
-    tile_map = torch.empty(3, num_tiles, dtype=torch.int32, device=x.device)
-    _grouped_kernel.prepare_kernel[(num_experts + (0 if fragments is None else x.shape[0]),)](
-        x, experts, order, tile_map, fragments, num_slots, first_expert, num_experts, num_tiles,
-        HIDDEN=x.shape[1], BLOCK_M=tile_slots, BLOCK_E=triton.next_power_of_2(num_experts),
-        CHUNK=min(_SORT_SLOTS, triton.next_power_of_2(num_slots)),
-        BLOCK_H=min(_COLUMNS, triton.next_power_of_2(x.shape[1])), num_warps=4 if num_slots <= 1024 else 8,
-        FRAGMENTS=fragments is not None, **dependent_launch(x.device),
-    )  # fmt: skip
-    return order, tile_map
 
 
 def _grouped(
@@ -284,9 +253,17 @@ def _grouped(
     num_experts, inner, num_slots = gate_up.num_experts, down.num_columns, num_tokens * top_k
     tiles = grouped_tiles(num_slots, num_experts)
     dependent = dependent_launch(x.device)
+    num_tiles = triton.cdiv(num_slots, tiles.slots) + num_experts
+    order = torch.empty(num_slots, dtype=torch.int32, device=x.device)
+    tile_map = torch.empty(3, num_tiles, dtype=torch.int32, device=x.device)
     fragments = torch.empty(num_tokens, _whole_steps(hidden_size), dtype=torch.bfloat16, device=x.device)
-    order, tile_map = _sort(x, experts, fragments, tiles.slots, first_expert, num_experts)
-    num_tiles = tile_map.shape[1]
+    _grouped_kernel.prepare_kernel[(num_experts + num_tokens,)](
+        x, experts, order, tile_map, fragments, num_slots, first_expert, num_experts, num_tiles,
+        HIDDEN=hidden_size, BLOCK_M=tiles.slots, BLOCK_E=triton.next_power_of_2(num_experts),
+        CHUNK=min(_SORT_SLOTS, triton.next_power_of_2(num_slots)),
+        BLOCK_H=min(_COLUMNS, triton.next_power_of_2(hidden_size)), num_warps=4 if num_slots <= 1024 else 8,
+        **dependent,
+    )  # fmt: skip
     hidden = torch.empty(num_slots, _whole_steps(inner), dtype=torch.bfloat16, device=x.device)
     rows = torch.empty(num_slots, hidden_size, dtype=torch.bfloat16, device=x.device)
     _grouped_kernel.grouped_gate_up_kernel[(triton.cdiv(2 * _whole_steps(inner), tiles.rows), num_tiles)](
@@ -315,8 +292,7 @@ def _check(
     gate_up_bias: Tensor,
     down: PackedExperts,
     down_bias: Tensor,
-) -> tuple[int, int]:
-    """The numbers of tokens and of experts for each."""
+) -> None:
     if x.ndim != 2 or x.dtype != torch.bfloat16:
         raise ValueError(f"x must be bfloat16 [T, H], not {x.dtype} {list(x.shape)}")
     if experts.ndim != 2 or experts.dtype != torch.int32 or experts.shape[0] != x.shape[0] or not experts.shape[1]:
@@ -337,7 +313,6 @@ def _check(
             )
     tensors = {"x": x, "experts": experts, "gate_up_bias": gate_up_bias, "down_bias": down_bias}
     _check_places(tensors | {"gate_up": gate_up.words, "down": down.words}, x.device)
-    return x.shape[0], experts.shape[1]
 
 
 def _check_rows(rows: Tensor, experts: Tensor, weights: Tensor) -> None:

@@ -19,8 +19,8 @@ def rms_norm_kernel(
     cols = tl.arange(0, BLOCK)  # [BLOCK]
     inside = cols < H
     weight = tl.load(weight_ptr + cols, mask=inside, other=0.0).to(tl.float32)
-    wait_for_previous(DEPENDENT)
     let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     at = tl.program_id(0).to(tl.int64) * H + cols
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, axis=0) / H + EPS)
@@ -50,8 +50,8 @@ def norm_linear_kernel(
     weight = tl.load(rows, mask=inside[None, :], other=0.0)  # [BN, BLOCK]
     bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
     norm = tl.load(norm_ptr + cols, mask=inside, other=0.0).to(tl.float32)
-    wait_for_previous(DEPENDENT)
     let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     token = tl.program_id(1).to(tl.int64)
     x = tl.load(x_ptr + token * H + cols, mask=inside, other=0.0).to(tl.float32)
     normed = x * tl.rsqrt(tl.sum(x * x, axis=0) / H + EPS) * norm

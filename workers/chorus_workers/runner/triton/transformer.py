@@ -57,7 +57,8 @@ class DeviceTransformer:
 
     def _attention(self, index: int, layer: Layer, normed: Tensor, cos_sin: Tensor, step: StepInputs) -> Tensor:
         """Returns [T, Hq * D]."""
-        qkv = linear(normed, layer.qkv, layer.qkv_bias)
+        # Loading its weights early would hold up the sum before it, which is short.
+        qkv = linear(normed, layer.qkv, layer.qkv_bias, overlap=False)
         kv, window = self.memory.layers[index], self.model.config.windows[index]
         num_decode, head_dim = step.num_decode, self.model.config.head_dim
         out = qkv.new_empty(qkv.shape[0], layer.sinks.shape[0], head_dim)
@@ -73,7 +74,7 @@ class DeviceTransformer:
         top_k, eps = config.num_experts_per_token, config.rms_norm_eps
         factor = 1.0
         if num_tokens <= MAX_TOKENS:
-            factor = operand_factor(num_tokens, top_k, layer.gate_up.num_experts)
+            factor = operand_factor(num_tokens)
             normed, logits = norm_linear(x, layer.mlp_norm, eps, layer.router, layer.router_bias, factor)
         else:
             normed = rms_norm(x, layer.mlp_norm, eps)
