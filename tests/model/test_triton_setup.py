@@ -1,5 +1,6 @@
 """How the Triton runner comes to its device, as far as that can be seen without one."""
 
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,16 @@ from tests.support.checkpoints import Shape, write_checkpoint
 
 from chorus_workers.model.config import ModelConfig, read_config
 from chorus_workers.model.weights import Shard
+from chorus_workers.runner import factory
 from chorus_workers.runner.config import RunnerConfig, device_page_bytes, resolve
 from chorus_workers.runner.factory import create_runner
 from chorus_workers.runner.kv_memory import kv_bytes
+from chorus_workers.runner.triton import device
 from chorus_workers.runner.triton.device import check_capability
+from chorus_workers.runner.triton.form import DeviceForm
 from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
 from chorus_workers.runner.triton.memory import MemoryNeeds, check_weights, explain_out_of_memory
+from chorus_workers.runner.triton.runner import TritonRunner
 
 CONFIG = RunnerConfig(
     "", max_model_len=100, block_size=16, num_blocks=None, num_slots=3, max_batched_tokens=64, runner="triton"
@@ -36,6 +41,51 @@ def test_weights_that_do_not_fit_are_told_in_numbers() -> None:
     assert "a GPU with 62.8 GiB free would do, and so would gpt-oss-20b (12.9 GiB) on this one" in str(refusal.value)
     with pytest.raises(ValueError, match=r"a GPU with 62\.8 GiB free would do$"):
         check_weights(int(60.8 * 2**30), 8 << 30)
+
+
+@pytest.fixture
+def device_of_4_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's CPU in a GPU's place."""
+    monkeypatch.setattr(device, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(factory, "_free_bytes", lambda _: 4 << 30)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+
+
+def out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.usefixtures("device_of_4_gib")
+def test_the_log_says_what_a_start_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    runner = create_runner(replace(CONFIG, model=str(write_checkpoint(tmp_path))))
+    assert runner.info.max_model_len == 100
+    loaded, ready = [record.message for record in caplog.records]
+    assert re.fullmatch(r"loaded 0\.0 GB in \d+\.\d s \(0\.\d GB/s\)", loaded)
+    assert re.fullmatch(
+        r"ready in [\d.]+ s: [\d.]+ s for the weights, [\d.]+ s for KV memory, graphs and kernels", ready
+    )
+
+
+@pytest.mark.usefixtures("device_of_4_gib")
+@pytest.mark.parametrize(
+    ("where", "name", "message"),
+    [
+        (DeviceForm, "packed_experts", r"out of GPU memory: the weights take 0\.0 GiB, and the GPU has 4\.0 GiB free"),
+        (
+            TritonRunner,
+            "__init__",
+            "out of GPU memory: KV takes .* max_num_seqs 3 with num_blocks 14 would fit, or set",
+        ),
+        (TritonRunner, "warm_up", "out of GPU memory: KV takes .* a step of max_batched_tokens 64 about 0.0 GiB"),
+    ],
+)
+def test_memory_that_runs_out_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: type, name: str, message: str
+) -> None:
+    monkeypatch.setattr(where, name, out_of_memory)
+    with pytest.raises(ValueError, match=message):
+        create_runner(replace(CONFIG, model=str(write_checkpoint(tmp_path)), num_blocks=16))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -100,7 +150,9 @@ def test_more_kv_than_fits_is_refused_with_what_does(tmp_path: Path) -> None:
     taken = kv_bytes(model, info, torch.bfloat16)
     assert taken == sum(layer.nbytes for layer in memory.layers)
     assert needs(model, taken, **asked).resolve() == info
-    with pytest.raises(ValueError, match=r"max_num_seqs ask for 412\.7 GiB of KV, and the GPU has 64\.0 GiB") as refusal:
+    with pytest.raises(
+        ValueError, match=r"max_num_seqs ask for 412\.7 GiB of KV, and the GPU has 64\.0 GiB"
+    ) as refusal:
         needs(model, 64 << 30, **asked).resolve()
     (fits,) = re.findall(r"max_num_seqs 250 with num_blocks (\d+) would fit", str(refusal.value))
     assert needs(model, 64 << 30, num_slots=250, num_blocks=int(fits)).resolve().num_blocks == int(fits)
@@ -118,7 +170,9 @@ def test_a_step_that_finds_no_memory_is_told_with_less_kv(tmp_path: Path, num_bl
     tight = needs(model, 6 << 30, num_slots=64, num_blocks=num_blocks, max_batched_tokens=8192, max_model_len=8192)
     info = tight.resolve()
     with (
-        pytest.raises(ValueError, match=r"out of GPU memory: KV takes \d\.\d GiB, a step of max_batched_tokens") as error,
+        pytest.raises(
+            ValueError, match=r"out of GPU memory: KV takes \d\.\d GiB, a step of max_batched_tokens"
+        ) as error,
         explain_out_of_memory(tight.step_does_not_fit(info)),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -70,7 +70,12 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
     # Here, so that other runners start without Triton.
     from chorus_workers.runner.triton.device import choose_device
     from chorus_workers.runner.triton.form import DeviceForm
-    from chorus_workers.runner.triton.memory import MemoryNeeds, check_weights, explain_out_of_memory, weights_do_not_fit
+    from chorus_workers.runner.triton.memory import (
+        MemoryNeeds,
+        check_weights,
+        explain_out_of_memory,
+        weights_do_not_fit,
+    )
     from chorus_workers.runner.triton.progress import LoadProgress
     from chorus_workers.runner.triton.runner import TritonRunner
 

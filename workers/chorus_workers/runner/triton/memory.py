@@ -39,7 +39,7 @@ def check_weights(weight_bytes: int, free_bytes: int) -> None:
 def weights_do_not_fit(weight_bytes: int, free_bytes: int) -> str:
     """What to say when weights that take so many bytes don't go into those that were free."""
     fits = f"a GPU with {_gib(weight_bytes + _LEAST_BESIDE_WEIGHTS)} free would do"
-    if _SMALLEST_MODEL_BYTES < weight_bytes and _SMALLEST_MODEL_BYTES + _LEAST_BESIDE_WEIGHTS <= free_bytes:
+    if weight_bytes > _SMALLEST_MODEL_BYTES and free_bytes >= _SMALLEST_MODEL_BYTES + _LEAST_BESIDE_WEIGHTS:
         fits += f", and so would {_SMALLEST_MODEL} ({_gib(_SMALLEST_MODEL_BYTES)}) on this one"
     return (
         f"the weights take {_gib(weight_bytes)}, and the GPU has {_gib(free_bytes)} free: stop what else runs on it; "

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate
 
-from chorus_kernels.attention.tiles import decode_tiles, power_of_two
+from chorus_kernels.attention.tiles import DecodeTiles, decode_tiles, power_of_two
 from chorus_workers.model.config import ModelConfig
 from chorus_workers.runner.base import Batch, Runner, RunnerInfo, SampleRequest, SequenceChunk
 from chorus_workers.sampling_params import SamplingParams
@@ -27,15 +27,15 @@ _EVERYTHING = replace(
 def warm_up(runner: Runner, config: ModelConfig) -> None:
     """Runs the steps. They write to the KV memory, which must not be in use yet."""
     begin = time.monotonic()
-    num_steps = 0
-    for num_steps, batch in enumerate(warm_up_batches(config, runner.info), start=1):
+    batches = list(warm_up_batches(config, runner.info))
+    for batch in batches:
         runner.run(batch)
-    logger.info("warmed up in %.1f s, with %d steps", time.monotonic() - begin, num_steps)
+    logger.info("warmed up in %.1f s, with %d steps", time.monotonic() - begin, len(batches))
 
 
 def warm_up_batches(config: ModelConfig, info: RunnerInfo) -> Iterator[Batch]:
-    """The steps, the largest first, so that memory which won't do is found out at once. No two kinds of work need be
-    in one step: kernels don't know of their neighbours."""
+    """The steps, those of prefill first and the largest of them at once, so that it is known early whether memory will
+    do. What a step mixes doesn't matter: kernels don't know of their neighbours."""
     for num_tokens in reversed(_token_counts(info)):
         yield Batch(_prefill(num_tokens, info))
     for num_sequences, length in _decode_shapes(config, info):
@@ -55,7 +55,7 @@ def _token_counts(info: RunnerInfo) -> list[int]:
 def _decode_shapes(config: ModelConfig, info: RunnerInfo) -> list[tuple[int, int]]:
     """Numbers of sequences, and lengths of the longest, that stand for all the ways to divide their keys."""
     lengths = [*_powers_of_two(info.max_model_len), info.max_model_len]
-    shapes = {}
+    shapes: dict[DecodeTiles, tuple[int, int]] = {}
     for num_sequences in range(1, info.num_slots + 1):
         for length in lengths:
             pages = -(-length // info.block_size) * info.block_size
