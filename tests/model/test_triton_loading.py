@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from tests.support.checkpoints import Shape, random_tensors, write_checkpoint
+from tests.support.checkpoints import Shape, random_tensors, write_checkpoint, write_tensors
 from torch import Tensor
 
 from chorus_kernels.moe.layout import unpack_expert
 from chorus_kernels.mxfp4 import unpack_mxfp4
-from chorus_workers.model.checkpoint import load_model_as
+from chorus_workers.model.checkpoint import CheckpointError, load_model_as
 from chorus_workers.runner.triton.form import DeviceForm
 from chorus_workers.runner.triton.progress import LoadProgress
 from chorus_workers.runner.triton.staging import Staging
@@ -66,6 +66,16 @@ def test_the_form_has_the_checkpoint_s_weights_and_tells_of_every_byte(tmp_path:
     expected = unpack_mxfp4(tensors[f"{down}_blocks"], tensors[f"{down}_scales"])
     for expert in range(shape.num_experts):
         assert torch.equal(unpack_expert(model.layers[1].down, expert).cpu(), expected[expert])
+
+
+def test_a_scale_that_is_no_number_is_refused_by_the_tensor_s_name(tmp_path: Path) -> None:
+    shape, name = Shape(num_layers=1, vocab_size=50), "model.layers.0.mlp.experts.down_proj_scales"
+    write_checkpoint(tmp_path, shape)
+    tensors = random_tensors(shape)
+    tensors[name][3, 1, 0] = 255
+    write_tensors(tmp_path, tensors)
+    with pytest.raises(CheckpointError, match=f"tensor {name}: a scale is 255"):
+        load_model_as(DeviceForm(DEVICE), tmp_path)
 
 
 def test_other_dtypes_become_the_form_s() -> None:

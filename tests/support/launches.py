@@ -15,12 +15,16 @@ _ALIGNMENT = 16
 
 @contextmanager
 def compiled_variants() -> Iterator[set[str]]:
-    """Gathers each variant of a kernel that is launched within it; on a GPU, when it is launched first in this process.
-    Without one no kernel runs: results are whatever memory held."""
+    """Gathers the variants of kernels that are launched within it; on a GPU, those that the process had not launched
+    before. Without one no kernel runs: results are whatever memory held."""
     variants: set[str] = set()
     with pytest.MonkeyPatch.context() as patch:
         if torch.cuda.is_available():
-            patch.setattr(triton.knobs.runtime, "jit_post_compile_hook", lambda **seen: variants.add(seen["repr"]))
+
+            def add(*, key: str, repr: str, **_: object) -> None:
+                variants.add(f"{repr} {key}")
+
+            patch.setattr(triton.knobs.runtime, "jit_post_compile_hook", add)
         else:
             from triton.runtime.interpreter import InterpretedFunction
 
