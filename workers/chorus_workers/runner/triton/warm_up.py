@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import accumulate
 
 from chorus_kernels.attention.tiles import DecodeTiles, decode_tiles, power_of_two
 from chorus_workers.model.config import ModelConfig
@@ -65,8 +64,8 @@ def _decode_shapes(config: ModelConfig, info: RunnerInfo) -> list[tuple[int, int
     return list(shapes.values())
 
 
-def _powers_of_two(most: int) -> Iterator[int]:
-    return accumulate(range(most.bit_length() - 1), lambda power, _: 2 * power, initial=1)
+def _powers_of_two(most: int) -> list[int]:
+    return [1 << exponent for exponent in range(most.bit_length())]
 
 
 def _prefill(num_tokens: int, info: RunnerInfo) -> list[SequenceChunk]:
