@@ -11,6 +11,7 @@ added to benchmarks/results/engine.jsonl.
 
 import argparse
 import json
+import logging
 import random
 import sys
 import time
@@ -109,6 +110,8 @@ def main() -> None:
         prefix_cache=False,
         runner=options.runner,
     )
+    # What the start took, to standard error.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     begin = time.perf_counter()
     runner = create_runner(config)
     engine = Engine(runner, max_queued_requests=0, clock=time.monotonic, prefix_cache=False)

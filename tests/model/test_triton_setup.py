@@ -1,5 +1,7 @@
 """How the Triton runner comes to its device, as far as that can be seen without one."""
 
+import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +11,16 @@ from tests.support.checkpoints import Shape, write_checkpoint
 
 from chorus_workers.model.config import ModelConfig, read_config
 from chorus_workers.model.weights import Shard
+from chorus_workers.runner import factory
 from chorus_workers.runner.config import RunnerConfig, device_page_bytes, resolve
 from chorus_workers.runner.factory import create_runner
 from chorus_workers.runner.kv_memory import kv_bytes
-from chorus_workers.runner.triton.device import check_capability, check_kv_memory, check_memory
+from chorus_workers.runner.triton import device
+from chorus_workers.runner.triton.device import check_capability
+from chorus_workers.runner.triton.form import DeviceForm
 from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
+from chorus_workers.runner.triton.memory import MemoryNeeds, check_weights, explain_out_of_memory
+from chorus_workers.runner.triton.runner import TritonRunner
 
 CONFIG = RunnerConfig(
     "", max_model_len=100, block_size=16, num_blocks=None, num_slots=3, max_batched_tokens=64, runner="triton"
@@ -28,9 +35,57 @@ def test_old_gpus_are_refused_by_name() -> None:
 
 
 def test_weights_that_do_not_fit_are_told_in_numbers() -> None:
-    check_memory(1 << 30, 1 << 30)
-    with pytest.raises(ValueError, match=r"the weights take 60\.8 GiB, and the GPU has 20\.0 GiB free"):
-        check_memory(int(60.8 * 2**30), 20 << 30)
+    check_weights(1 << 30, 1 << 30)
+    with pytest.raises(ValueError, match=r"the weights take 60\.8 GiB, and the GPU has 20\.0 GiB free") as refusal:
+        check_weights(int(60.8 * 2**30), 20 << 30)
+    assert "a GPU with 62.8 GiB free would do, and so would gpt-oss-20b (12.9 GiB) on this one" in str(refusal.value)
+    with pytest.raises(ValueError, match=r"a GPU with 62\.8 GiB free would do$"):
+        check_weights(int(60.8 * 2**30), 8 << 30)
+
+
+@pytest.fixture
+def device_of_4_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's CPU in a GPU's place."""
+    monkeypatch.setattr(device, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(factory, "_free_bytes", lambda _: 4 << 30)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+
+
+def out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.usefixtures("device_of_4_gib")
+def test_the_log_says_what_a_start_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    runner = create_runner(replace(CONFIG, model=str(write_checkpoint(tmp_path))))
+    assert runner.info.max_model_len == 100
+    loaded, ready = [record.message for record in caplog.records]
+    assert re.fullmatch(r"loaded 0\.0 GB in \d+\.\d s \(0\.\d GB/s\)", loaded)
+    assert re.fullmatch(
+        r"ready in [\d.]+ s: [\d.]+ s for the weights, [\d.]+ s for KV memory, graphs and kernels", ready
+    )
+
+
+@pytest.mark.usefixtures("device_of_4_gib")
+@pytest.mark.parametrize(
+    ("where", "name", "message"),
+    [
+        (DeviceForm, "packed_experts", r"out of GPU memory: the weights take 0\.0 GiB, and the GPU has 4\.0 GiB free"),
+        (
+            TritonRunner,
+            "__init__",
+            "out of GPU memory: KV takes .* max_num_seqs 3 with num_blocks 14 would fit, or set",
+        ),
+        (TritonRunner, "warm_up", "out of GPU memory: KV takes .* a step of max_batched_tokens 64 about 0.0 GiB"),
+    ],
+)
+def test_memory_that_runs_out_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: type, name: str, message: str
+) -> None:
+    monkeypatch.setattr(where, name, out_of_memory)
+    with pytest.raises(ValueError, match=message):
+        create_runner(replace(CONFIG, model=str(write_checkpoint(tmp_path)), num_blocks=16))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -71,18 +126,63 @@ def test_one_gpu_holds_a_whole_context_and_all_kv_fits(
     assert num_slots == 1 or taken > 0.84 * free or info.num_blocks * 16 == num_slots * 8192
 
 
-def test_a_gpu_that_is_full_is_told_in_blocks(tmp_path: Path) -> None:
-    model = gpt_oss(tmp_path, 24, 32)
-    with pytest.raises(ValueError, match="num_blocks 0 of 16 positions can't hold"):
-        resolve(CONFIG, model, device_page_bytes(CONFIG, model, 1 << 20, torch.bfloat16), torch.bfloat16)
+def needs(model: ModelConfig, free_bytes: int, **settings: int | None) -> MemoryNeeds:
+    return MemoryNeeds(replace(CONFIG, **settings), model, free_bytes, torch.bfloat16)
 
 
-def test_more_kv_than_fits_is_refused_in_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("free_bytes", [1 << 20, 1 << 30, 3 << 30])
+def test_a_context_that_does_not_fit_is_told_with_one_that_does(tmp_path: Path, free_bytes: int) -> None:
     model = gpt_oss(tmp_path, 24, 32)
-    info = resolve(replace(CONFIG, num_blocks=10**6, num_slots=250), model, 0)
+    with pytest.raises(ValueError, match=r"max_model_len 131072 takes 3\.0 GiB of KV, and the GPU has ") as refusal:
+        needs(model, free_bytes, max_model_len=None).resolve()
+    if free_bytes == 1 << 20:
+        assert str(refusal.value).endswith("take a larger GPU, or a smaller model")
+        return
+    (fits,) = re.findall(r"max_num_seqs 1 with max_model_len (\d+) would fit", str(refusal.value))
+    assert needs(model, free_bytes, max_model_len=int(fits), num_slots=1).resolve().max_model_len == int(fits)
+
+
+def test_more_kv_than_fits_is_refused_with_what_does(tmp_path: Path) -> None:
+    model = gpt_oss(tmp_path, 24, 32)
+    asked = {"num_blocks": 10**6, "num_slots": 250}
+    info = resolve(replace(CONFIG, **asked), model, 0)
     memory = DeviceKVMemory(model, Shard(), info, torch.bfloat16, torch.device("meta"))
     taken = kv_bytes(model, info, torch.bfloat16)
     assert taken == sum(layer.nbytes for layer in memory.layers)
-    check_kv_memory(taken, taken)
-    with pytest.raises(ValueError, match=r"max_num_seqs ask for 412\.7 GiB of KV, and the GPU has 64\.0 GiB"):
-        check_kv_memory(taken, 64 << 30)
+    assert needs(model, taken, **asked).resolve() == info
+    with pytest.raises(
+        ValueError, match=r"max_num_seqs ask for 412\.7 GiB of KV, and the GPU has 64\.0 GiB"
+    ) as refusal:
+        needs(model, 64 << 30, **asked).resolve()
+    (fits,) = re.findall(r"max_num_seqs 250 with num_blocks (\d+) would fit", str(refusal.value))
+    assert needs(model, 64 << 30, num_slots=250, num_blocks=int(fits)).resolve().num_blocks == int(fits)
+
+
+def test_a_context_longer_than_the_model_s_is_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_model_len 200000 is more than the model's 131072 positions"):
+        needs(gpt_oss(tmp_path, 24, 32), 64 << 30, max_model_len=200000).resolve()
+
+
+@pytest.mark.parametrize("num_blocks", [None, 10_000])
+def test_a_step_that_finds_no_memory_is_told_with_less_kv(tmp_path: Path, num_blocks: int | None) -> None:
+    """Whether KV was asked for or is what was left, what is advised is less than what was too much."""
+    model = replace(gpt_oss(tmp_path, 24, 32), vocab_size=201088, hidden_size=2880, intermediate_size=2880)
+    tight = needs(model, 6 << 30, num_slots=64, num_blocks=num_blocks, max_batched_tokens=8192, max_model_len=8192)
+    info = tight.resolve()
+    with (
+        pytest.raises(
+            ValueError, match=r"out of GPU memory: KV takes \d\.\d GiB, a step of max_batched_tokens"
+        ) as error,
+        explain_out_of_memory(tight.step_does_not_fit(info)),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    ((slots, blocks),) = re.findall(r"max_num_seqs (\d+) with num_blocks (\d+) would fit", str(error.value))
+    assert "or set a lower max_batched_tokens" in str(error.value)
+    assert int(slots) == 64 and 512 <= int(blocks) < info.num_blocks
+    less = replace(tight, config=replace(tight.config, num_blocks=int(blocks))).resolve()
+    assert kv_bytes(model, less, torch.bfloat16) + tight.step_bytes <= 6 << 30
+
+
+def test_other_errors_are_left_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="^else$"), explain_out_of_memory("no memory"):
+        raise RuntimeError("else")

@@ -1,6 +1,8 @@
 """Makes the runner that a configuration asks for."""
 
+import logging
 import os
+import time
 
 import psutil
 import torch
@@ -12,16 +14,16 @@ from chorus_workers.model.weights import ReferenceModel, Shard
 from chorus_workers.runner.base import Runner
 from chorus_workers.runner.config import (
     RunnerConfig,
-    device_page_bytes,
     host_page_bytes,
     resolve,
     resolve_threads,
 )
-from chorus_workers.runner.kv_memory import kv_bytes
 from chorus_workers.runner.reference import ReferenceRunner
 from chorus_workers.runner.shard_group import ShardLeader, ShardLinks, follow
 
 __all__ = ["RunnerConfig", "create_runner", "run_follower", "runner_config"]
+
+logger = logging.getLogger(__name__)
 
 
 def runner_config(config: WorkerConfig) -> RunnerConfig:
@@ -66,22 +68,37 @@ def create_runner(config: RunnerConfig) -> Runner:
 
 def _create_triton_runner(config: RunnerConfig) -> Runner:
     # Here, so that other runners start without Triton.
-    from chorus_workers.runner.triton.device import check_kv_memory, check_memory, choose_device
+    from chorus_workers.runner.triton.device import choose_device
     from chorus_workers.runner.triton.form import DeviceForm
+    from chorus_workers.runner.triton.memory import (
+        MemoryNeeds,
+        check_weights,
+        explain_out_of_memory,
+        weights_do_not_fit,
+    )
+    from chorus_workers.runner.triton.progress import LoadProgress
     from chorus_workers.runner.triton.runner import TritonRunner
 
     if config.num_shards > 1:
         raise ValueError(f"num_shards is {config.num_shards}: runner 'triton' has one GPU; 'reference' can be spread")
+    begin = time.monotonic()
     device = choose_device()
-    check_memory(sum(file.stat().st_size for file in config.folder.glob("*.safetensors")), _free_bytes(device))
-    model = load_model_as(DeviceForm(device), config.folder)
+    weight_bytes = sum(file.stat().st_size for file in config.folder.glob("*.safetensors"))
+    free_bytes = _free_bytes(device)
+    check_weights(weight_bytes, free_bytes)
+    with explain_out_of_memory(weights_do_not_fit(weight_bytes, free_bytes)), LoadProgress(weight_bytes) as progress:
+        model = load_model_as(DeviceForm(device, on_copied=progress.add), config.folder)
+        torch.cuda.synchronize(device)
     # What loading left in the allocator would count as taken.
     torch.cuda.empty_cache()
-    dtype, free_bytes = model.embedding.dtype, _free_bytes(device)
-    info = resolve(config, model.config, device_page_bytes(config, model.config, free_bytes, dtype), dtype)
-    check_kv_memory(kv_bytes(model.config, info, dtype), free_bytes)
-    runner = TritonRunner(model, info)
-    runner.warm_up()
+    loaded_at = time.monotonic()
+    needs = MemoryNeeds(config, model.config, _free_bytes(device), model.embedding.dtype)
+    info = needs.resolve()
+    with explain_out_of_memory(needs.step_does_not_fit(info)):
+        runner = TritonRunner(model, info)
+        runner.warm_up()
+    took = (time.monotonic() - begin, loaded_at - begin, time.monotonic() - loaded_at)
+    logger.info("ready in %.1f s: %.1f s for the weights, %.1f s for KV memory, graphs and kernels", *took)
     return runner
 
 

@@ -5,6 +5,8 @@ which write nothing and whose logits nobody reads. All graphs read the same buff
 row for each slot, and get the pages that are new.
 """
 
+import logging
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -16,6 +18,8 @@ from chorus_workers.runner.base import RunnerInfo, SequenceChunk
 from chorus_workers.runner.triton.step import DecodeInputs, StepInputs, is_prefill
 from chorus_workers.runner.triton.transfer import Upload
 from chorus_workers.runner.triton.transformer import DeviceTransformer
+
+logger = logging.getLogger(__name__)
 
 # Up to 8 tokens, each one more is felt; from there on a step is bound by what all experts weigh.
 _SMALL, _STEP, _LARGE_STEP, _LARGE = 8, 8, 32, 64
@@ -53,6 +57,7 @@ class DecodeGraphs:
 
     def capture(self) -> None:
         """Captures the graphs, on a GPU: compiles what isn't compiled yet. Without one, steps run launch by launch."""
+        begin = time.monotonic()
         stream, pool = torch.cuda.Stream(), None
         stream.wait_stream(torch.cuda.current_stream())
         for size in reversed(self._sizes):
@@ -64,6 +69,7 @@ class DecodeGraphs:
                 self._forward(size)
             pool = pool or graph.pool()
             self._graphs[size] = graph
+        logger.info("captured %d graphs in %.1f s", len(self._graphs), time.monotonic() - begin)
 
     def takes(self, chunks: Sequence[SequenceChunk]) -> bool:
         """Whether a step of these chunks is one for a graph."""

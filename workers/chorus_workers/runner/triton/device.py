@@ -1,10 +1,9 @@
-"""Which GPU the Triton runner runs on, and whether a model fits."""
+"""Which GPU the Triton runner runs on."""
 
 import torch
 
 # bfloat16 on tensor cores, and asynchronous copies: A100 and newer.
 _MIN_CAPABILITY = (8, 0)
-_GIB = 1 << 30
 
 
 def choose_device() -> torch.device:
@@ -22,22 +21,4 @@ def check_capability(name: str, capability: tuple[int, int]) -> None:
         had, needed = (".".join(map(str, pair)) for pair in (capability, _MIN_CAPABILITY))
         raise ValueError(
             f"{name} has compute capability {had}; runner 'triton' needs {needed} or more (A100, H100, ...)"
-        )
-
-
-def check_memory(weight_bytes: int, free_bytes: int) -> None:
-    """Errors: ValueError, if the weights alone don't fit."""
-    if weight_bytes > free_bytes:
-        raise ValueError(
-            f"the weights take {weight_bytes / _GIB:.1f} GiB, and the GPU has {free_bytes / _GIB:.1f} GiB free: "
-            "stop what else runs on it, or take a smaller model"
-        )
-
-
-def check_kv_memory(kv_bytes: int, free_bytes: int) -> None:
-    """Errors: ValueError, if the KV that was asked for doesn't fit beside the weights."""
-    if kv_bytes > free_bytes:
-        raise ValueError(
-            f"num_blocks and max_num_seqs ask for {kv_bytes / _GIB:.1f} GiB of KV, and the GPU has "
-            f"{free_bytes / _GIB:.1f} GiB free beside the weights: lower them, or leave num_blocks open"
         )

@@ -1,26 +1,44 @@
 """How the Triton runner keeps weights: on its device, in bfloat16, experts in MXFP4 as the kernels read them."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from chorus_kernels.moe.layout import PackedExperts, pack_experts
+from chorus_kernels.moe.layout import PackedExperts, empty_experts, pack_expert
+from chorus_kernels.mxfp4 import BLOCK_SIZE
 from chorus_workers.model.weights import UnsupportedWeights
+from chorus_workers.runner.triton.staging import Staging
 
 
 class DeviceForm:
-    """The `WeightForm` of a device. Tensors move one at a time, experts' matrices one expert at a time."""
+    """The `WeightForm` of a device. Tensors move one at a time, experts' matrices one expert at a time, so that loading
+    takes little more of the device than the weights do."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.bfloat16,
+        on_copied: Callable[[int], None] | None = None,
+    ) -> None:
+        """on_copied: told the number of bytes whenever so many have left their file."""
         self._device, self._dtype = device, dtype
+        self._staging = Staging(device, on_copied)
 
     def embedding(self, rows: Tensor) -> Tensor:
         return self.dense(rows)
 
     def dense(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, self._dtype).contiguous()
+        return self._staging.copy(tensor).to(self._dtype)
 
     def packed_experts(self, blocks: Tensor, scales: Tensor) -> PackedExperts:
-        return pack_experts(blocks.to(self._device), scales.to(self._device))
+        # The loader has looked for scales of 255, and can name their tensor.
+        num_experts, num_rows, num_blocks = scales.shape
+        packed = empty_experts(num_experts, num_rows, num_blocks * BLOCK_SIZE, self._device)
+        scales = self._staging.copy(scales)
+        for expert in range(num_experts):
+            pack_expert(packed, expert, self._staging.copy(blocks[expert]), scales[expert])
+        return packed
 
     def floating_experts(self, matrices: Tensor) -> PackedExperts:
         raise UnsupportedWeights("the Triton runner takes experts in MXFP4 only; the reference runner takes these")

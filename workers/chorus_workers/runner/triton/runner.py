@@ -11,6 +11,7 @@ from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
 from chorus_workers.runner.triton.sampler import DeviceSampler, PendingDraw
 from chorus_workers.runner.triton.step import PreparedStep, prepare_step
 from chorus_workers.runner.triton.transformer import DeviceTransformer
+from chorus_workers.runner.triton.warm_up import warm_up
 
 
 class _LaunchedStep:
@@ -38,9 +39,11 @@ class TritonRunner(Runner):
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Captures the graphs of decode steps, on a GPU. The KV memory must not be in use yet."""
+        """Captures the graphs of decode steps and compiles what other steps launch, on a GPU. The KV memory must not be
+        in use yet."""
         if self._device.type == "cuda":
             self._graphs.capture()
+            warm_up(self, self._transformer.model.config)
 
     @property
     def info(self) -> RunnerInfo:
