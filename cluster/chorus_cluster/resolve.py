@@ -60,8 +60,8 @@ def check_room(workers: WorkersConfig, settings: EngineSettings, num_gpus: float
     wanted = workers.replicas * workers.shards * settings.num_gpus
     if wanted > num_gpus:
         raise ConfigError(
-            f"workers: replicas x shards x num_gpus is {wanted:g}, and there are {num_gpus:g} GPUs here; ask for "
-            "fewer, or take runner 'reference' with num_gpus 0, on CPUs"
+            f"workers: replicas x shards x num_gpus is {wanted:g}, and GPUs here are {num_gpus:g}; ask for fewer, or "
+            "take runner 'reference' with num_gpus 0, on CPUs"
         )
 
 

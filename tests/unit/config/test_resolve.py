@@ -62,7 +62,7 @@ def test_workers_that_would_wait_for_gpus_for_ever_are_refused() -> None:
     two = config(replicas=2)
     check_room(two.workers, ON_A_GPU, 2.0)
     check_room(two.workers, ON_CPUS, 0.0)
-    with pytest.raises(ConfigError, match=r"replicas x shards x num_gpus is 2, and there are 1 GPUs here"):
+    with pytest.raises(ConfigError, match=r"replicas x shards x num_gpus is 2, and GPUs here are 1;"):
         check_room(two.workers, ON_A_GPU, 1.0)
 
 
