@@ -75,4 +75,5 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: str, ti
                 return
         time.sleep(0.2)
     tail = Path(log).read_text(errors="replace")[-3000:]
-    raise RuntimeError(f"chorus serve is not ready after {timeout_s:.0f} s. It said:\n{tail}")
+    what = f"is not ready after {timeout_s:.0f} s" if process.poll() is None else "has ended"
+    raise RuntimeError(f"chorus serve {what}. It said:\n{tail}")

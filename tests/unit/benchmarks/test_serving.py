@@ -3,13 +3,15 @@
 import asyncio
 import json
 import math
+import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
 import uvicorn
 from benchmarks.serving import arrival_times, make_prompts, with_settings, words
-from benchmarks.serving_client import Target, error_kind, run_processes, run_streams
+from benchmarks.serving_client import Target, error_kind, run_streams
 from benchmarks.serving_summary import Record, percentiles_ms, summarize, wall_of
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -157,10 +159,17 @@ async def test_failures_are_counted_and_not_raised(url: str) -> None:
     assert kinds == ["HTTP 404", "connect", "timeout"]
 
 
-async def test_processes_share_the_load(url: str) -> None:
-    target = Target(url, "m")
-    requests = [target.request("a", 20, {})] * 5
-    records, cpu_s = await asyncio.to_thread(run_processes, target, requests, 3, 2)
-    assert [one.error for one in records] == [None] * 5
-    assert cpu_s > 0
-    assert summarize(records)["output_tokens"] == 100
+async def test_the_command_shares_the_load_among_processes(url: str) -> None:
+    load = ("--streams", "3", "--requests", "5", "--isl", "5", "--osl", "20", "--clients", "2", "--repeats", "2")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.serving", "--url", url, "--name", "m", "--itl-ms", "1000", *load),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    for repeat, row in enumerate(map(json.loads, output.splitlines())):
+        assert (row["repeat"], row["requests"], row["clients"], row["errors"]) == (repeat, 5, 2, {})
+        assert (row["output_tokens"], row["finish_reasons"]) == (100, {"length": 5})
+        assert (row["goodput"]["share"], row["limits"]) == (1.0, {"ttft_ms": None, "itl_ms": 1000.0})
+    assert repeat == 1
