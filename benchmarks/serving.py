@@ -88,7 +88,8 @@ def with_settings(config: dict[str, dict[str, object]], settings: list[str]) -> 
 def target_of(options: argparse.Namespace) -> Iterator[tuple[Target, Server | None]]:
     """The server to ask: the one that is there, or one that lives as long as the context."""
     if options.url is not None:
-        yield Target(options.url, options.name or first_model(options.url), options.api_key, options.timeout_s), None
+        name = options.name or first_model(options.url, options.api_key)
+        yield Target(options.url, name, options.api_key, options.timeout_s), None
         return
     config = with_settings({"model": {"path": options.model}}, options.set)
     with serve(config, options.timeout_s) as server:
@@ -96,8 +97,10 @@ def target_of(options: argparse.Namespace) -> Iterator[tuple[Target, Server | No
         yield Target(url, options.name or first_model(url), timeout_s=options.timeout_s), server
 
 
-def first_model(url: str) -> str:
-    with urllib.request.urlopen(f"{url.rstrip('/')}/models", timeout=30) as response:
+def first_model(url: str, api_key: str = "") -> str:
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    request = urllib.request.Request(f"{url.rstrip('/')}/models", headers=headers)
+    with urllib.request.urlopen(request, timeout=30) as response:
         name: str = json.load(response)["data"][0]["id"]
         return name
 
