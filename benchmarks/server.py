@@ -31,7 +31,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(config: dict[str, dict[str, object]]) -> Iterator[Server]:
+def serve(config: dict[str, dict[str, object]], start_timeout_s: float = _START_TIMEOUT_S) -> Iterator[Server]:
     """Starts `chorus serve` with this configuration on free ports; when left, it has drained and ended."""
     http, grpc = free_ports(2)
     config = config | {"http": {"port": http}, "grpc": {"port": grpc}}
@@ -44,7 +44,7 @@ def serve(config: dict[str, dict[str, object]]) -> Iterator[Server]:
         command = [sys.executable, "-c", main, "serve", "--config", str(path)]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            _wait_until_ready(process, f"http://127.0.0.1:{http}/health", log.name)
+            _wait_until_ready(process, f"http://127.0.0.1:{http}/health", log.name, start_timeout_s)
             yield Server(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", process.pid, time.monotonic() - started_at)
         finally:
             process.send_signal(signal.SIGINT)
@@ -65,8 +65,8 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: str) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
+def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
@@ -75,4 +75,5 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: str) ->
                 return
         time.sleep(0.2)
     tail = Path(log).read_text(errors="replace")[-3000:]
-    raise RuntimeError(f"chorus serve is not ready after {_START_TIMEOUT_S:.0f} s. It said:\n{tail}")
+    what = f"is not ready after {timeout_s:.0f} s" if process.poll() is None else "has ended"
+    raise RuntimeError(f"chorus serve {what}. It said:\n{tail}")

@@ -12,12 +12,14 @@ This is the one file that knows both rooms; it imports the workers' only while i
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 
 from chorus_cluster import metrics
 from chorus_cluster.config import AppConfig, ConfigError, WorkersConfig, parse
 from chorus_cluster.gateway.replica import GatewayReplica
+from chorus_cluster.resolve import EngineSettings, resolve, supported_gpus
 
 APP_NAME = "chorus"
 # What Serve's gRPC server must be told of; its reflection then lists them.
@@ -57,11 +59,24 @@ def build_from(config: AppConfig) -> Application:
     return gateway.bind(_workers(config), config)
 
 
+def engine_settings(config: AppConfig) -> EngineSettings:
+    """What the configuration leaves open, by the Ray cluster that this process is connected to, if it is."""
+    return resolve(config, supported_gpus(cluster_resources()))
+
+
+def cluster_resources() -> Mapping[str, float]:
+    """By Ray's names; none, if this process is not connected to a cluster."""
+    if not ray.is_initialized():
+        return {}
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
 def _workers(config: AppConfig) -> Application:
     from chorus_workers.config import WorkerConfig
     from chorus_workers.worker import Worker
 
-    workers = config.workers
+    workers, engine = config.workers, engine_settings(config)
     try:
         worker_config = WorkerConfig(
             model=config.model.path,
@@ -70,15 +85,15 @@ def _workers(config: AppConfig) -> Application:
             block_size=workers.kv.block_size,
             num_kv_blocks=workers.kv.num_blocks,
             prefix_cache=workers.kv.prefix_cache,
-            max_num_seqs=workers.max_num_seqs,
-            max_batched_tokens=workers.max_batched_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            max_batched_tokens=engine.max_batched_tokens,
             max_queued_requests=workers.max_queued_requests,
             num_shards=workers.shards,
             merge_interval_s=workers.merge_interval_s,
             grpc_port=workers.grpc_port,
             grpc_host=workers.grpc_host,
             num_threads=workers.num_threads,
-            runner=workers.runner,
+            runner=engine.runner,
             metrics_actor=f"{metrics.HUB_NAMESPACE}/{metrics.HUB_NAME}",
         )
     except ValueError as error:
@@ -86,11 +101,11 @@ def _workers(config: AppConfig) -> Application:
     deployment = serve.deployment(
         name="Worker",
         num_replicas=workers.replicas,
-        max_ongoing_requests=workers.max_num_seqs + workers.max_queued_requests + _REFUSAL_SLOTS,
+        max_ongoing_requests=engine.max_num_seqs + workers.max_queued_requests + _REFUSAL_SLOTS,
         max_queued_requests=config.routing.max_waiting,
         backpressure_config=_BACKPRESSURE,
-        ray_actor_options={"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus},
-        **_shard_bundles(workers),
+        ray_actor_options={"num_cpus": workers.num_cpus, "num_gpus": engine.num_gpus},
+        **_shard_bundles(workers, engine),
         request_router_config={
             "request_router_class": "chorus_cluster.routing.router:OutstandingTokensRouter",
             "request_router_kwargs": {"expected_output_tokens": config.routing.expected_output_tokens},
@@ -103,11 +118,11 @@ def _workers(config: AppConfig) -> Application:
     return deployment.bind(worker_config)
 
 
-def _shard_bundles(workers: WorkersConfig) -> dict[str, Any]:
+def _shard_bundles(workers: WorkersConfig, engine: EngineSettings) -> dict[str, Any]:
     """A bundle of resources for each shard, if there are several; the first is the replica's own."""
     if workers.shards == 1:
         return {}
-    resources = {"CPU": workers.num_cpus, "GPU": workers.num_gpus}
+    resources = {"CPU": workers.num_cpus, "GPU": engine.num_gpus}
     return {"placement_group_bundles": [{k: v for k, v in resources.items() if v}] * workers.shards}
 
 

@@ -98,10 +98,10 @@ class WorkersConfig:
     shards: Count = 1
     # Most tokens of prompt and answer. Unset: what the checkpoint says.
     max_model_len: Count | None = None
-    # Requests that an engine runs at once.
-    max_num_seqs: Count = 32
-    # Tokens of one engine step.
-    max_batched_tokens: Count = 512
+    # Requests that an engine runs at once. Unset: 32 on CPUs, 256 on a GPU.
+    max_num_seqs: Count | None = None
+    # Tokens of one engine step. Unset: 512 on CPUs, 8192 on a GPU.
+    max_batched_tokens: Count | None = None
     # Requests that may wait in an engine; more are answered 429.
     max_queued_requests: Count = 128
     # Tokens after the first are sent at most this often.
@@ -110,13 +110,15 @@ class WorkersConfig:
     grpc_port: Annotated[int, Field(strict=True, ge=0, le=65535)] | None = 0
     # The address it listens on. Nothing authenticates its callers: only for networks that are trusted.
     grpc_host: Text = "127.0.0.1"
-    # "reference": PyTorch on CPUs. "triton": our kernels on a GPU, under construction.
-    runner: Literal["reference", "triton"] = "reference"
+    # "reference": PyTorch on CPUs. "triton": our kernels on a GPU. "auto": triton for a checkpoint where there are GPUs
+    # (A100, H100, ...), else reference.
+    runner: Literal["auto", "reference", "triton"] = "auto"
     # Threads of the CPU runner. Unset: it decides.
     num_threads: Count | None = None
-    # CPUs and GPUs that Ray reserves for a worker (for each shard, if it has several).
+    # CPUs and GPUs that Ray reserves for a worker (for each shard, if it has several). num_gpus unset: 1 with runner
+    # triton, else 0.
     num_cpus: Amount = 1.0
-    num_gpus: Amount = 0.0
+    num_gpus: Amount | None = None
     # Seconds that running requests get to finish when a worker is stopped.
     drain_timeout_s: Amount = 30.0
     kv: KvConfig = field(default_factory=KvConfig)

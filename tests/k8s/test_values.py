@@ -78,7 +78,7 @@ def test_every_default_is_documented_by_the_schema(values_schema: dict[str, Any]
         ("probes.readiness.period", 1, "additional properties 'period' not allowed"),
         ("config.workers.replicas", "two", "got string, want integer"),
         ("config.workers.replicas", 0, "minimum: got 0, want 1"),
-        ("config.workers.max_num_seqs", 2.5, "got number, want integer"),
+        ("config.workers.max_queued_requests", 2.5, "got number, want integer"),
         ("config.model.path", "models/relative", "does not match pattern"),
         ("config.logging.level", "LOUD", "value must be one of"),
         ("config.gateway", None, "missing property 'gateway'"),

@@ -12,6 +12,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Deplo
 from chorus_cluster import app, metrics
 from chorus_cluster.cli.local_ray import StartError
 from chorus_cluster.config import ClusterConfig
+from chorus_cluster.resolve import check_room
 
 _POLL_S = 0.25
 # What Serve says of a replica whose constructor raised. It would try again; a bad checkpoint stays bad.
@@ -22,8 +23,11 @@ _ENGINE_START_ERROR = "EngineStartError: "
 def deploy(config: ClusterConfig, report: Callable[[str], None]) -> None:
     """Returns when every replica is up. `report` is told how far it is, in a few words.
 
-    Errors: StartError with the first failure, in the words of what failed.
+    Errors: ConfigError, if a cluster of our own has too few GPUs; StartError with the first failure, in the words of
+    what failed.
     """
+    if config.ray.address is None:
+        check_room(config.workers, app.engine_settings(config.app), app.cluster_resources().get("GPU", 0.0))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     report("Starting Ray Serve")
     serve.start(
