@@ -25,7 +25,8 @@ _TIMEOUT_S = 170
 class Variant:
     """One compilation: `kernel` is "module:function"; `signature` maps its run-time parameters, in their order, to
     Triton's types ("*bf16", "i32", ...); `constants` its constexprs. Pointers are taken as divisible by 16, and so are
-    the integers named in `divisible`; an integer whose signature says "1" is specialised to one."""
+    the integers named in `divisible`; an integer whose signature says "1" is specialised to one. Kernels that can begin
+    early are compiled so, with DEPENDENT."""
 
     kernel: str
     signature: Mapping[str, str]
@@ -72,9 +73,11 @@ def _compile(variant: Variant) -> Compiled:
 
     module, name = variant.kernel.split(":")
     function = getattr(importlib.import_module(module), name)
+    dependent = "DEPENDENT" in function.arg_names
+    constants = {**variant.constants, "DEPENDENT": True} if dependent else variant.constants
     signature = {
         parameter: "constexpr"
-        if parameter in variant.constants or variant.signature[parameter] == "1"
+        if parameter in constants or variant.signature[parameter] == "1"
         else variant.signature[parameter]
         for parameter in function.arg_names
     }
@@ -84,8 +87,10 @@ def _compile(variant: Variant) -> Compiled:
         for index, (parameter, kind) in enumerate(signature.items())
         if kind.startswith("*") or parameter in variant.divisible
     }
-    source = ASTSource(function, signature, {**variant.constants, **ones}, attributes)
+    source = ASTSource(function, signature, {**constants, **ones}, attributes)
     options: dict[str, Any] = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    if dependent:
+        options["launch_pdl"] = True
     if variant.max_registers is not None:
         options["maxnreg"] = variant.max_registers
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)

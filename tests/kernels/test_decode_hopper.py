@@ -5,7 +5,6 @@ from typing import Any
 
 from tests.kernels.hopper import Variant, compile_for_hopper
 
-from chorus_kernels.linear.op import MAX_TOKENS, tile
 from chorus_kernels.sampling.op import DRAW_WARPS, SCAN_WARPS, tile_size
 
 VOCABULARY = 201088
@@ -17,13 +16,11 @@ def signature(**names: str) -> dict[str, str]:
     return {name: KINDS[kind] for kind, listed in names.items() for name in listed.split()}
 
 
-def linear(num_rows: int, depth: int, tokens: int, out: str) -> Variant:
-    rows_per_program, chunk = tile(num_rows, depth)
-    constants = {"K": depth, "HAS_BIAS": True, "HAS_RESIDUAL": True, "TOKENS": tokens}
-    parameters = signature(bf16="x_ptr weight_ptr bias_ptr residual_ptr", int="N") | {"out_ptr": out}
-    parameters["num_tokens"] = "1" if tokens == 1 else "i32"  # Triton specialises on ones
+def linear(depth: int, halves: int, out: str) -> Variant:
+    constants = {"K": depth, "HAS_BIAS": True, "HAS_RESIDUAL": True, "HALVES": halves}
+    parameters = signature(bf16="x_ptr weight_ptr bias_ptr residual_ptr", int="N num_tokens") | {"out_ptr": out}
     kernel = "chorus_kernels.linear._kernel:linear_kernel"
-    return Variant(kernel, parameters, constants | {"BN": rows_per_program, "BK": chunk}, divisible=["N"])
+    return Variant(kernel, parameters, constants, num_stages=1, divisible=["N"])
 
 
 def sampling(kernel: str, parameters: Mapping[str, str], constants: Mapping[str, Any], num_warps: int = 4) -> Variant:
@@ -68,23 +65,46 @@ def around_draws(tile_columns: int, num_tiles: int) -> list[Variant]:
     ]
 
 
-def test_no_variant_spills() -> None:
-    norm_constants = {"H": 2880, "EPS": 1e-5, "ADD": True, "BLOCK": 4096}
-    rows = signature(bf16="x_ptr residual_ptr weight_ptr out_ptr new_residual_ptr")
-    norm = Variant("chorus_kernels.norm_rope._kernel:rms_norm_kernel", rows, norm_constants)
-    # QKV, attention output, output head; QKV for a few, the router.
-    products = [
-        linear(5120, 2880, 1, "*bf16"),
-        linear(2880, 4096, 1, "*bf16"),
-        linear(VOCABULARY, 2880, MAX_TOKENS, "*fp32"),
-        linear(5120, 2880, 4, "*bf16"),
-        linear(32, 2880, 2, "*fp32"),
+def norms() -> list[Variant]:
+    module, constants = "chorus_kernels.norm_rope._kernel:", {"H": 2880, "EPS": 1e-5, "BLOCK": 4096}
+    plain = signature(bf16="x_ptr weight_ptr out_ptr")
+    with_router = signature(bf16="x_ptr norm_ptr weight_ptr bias_ptr normed_ptr", fp32="out_ptr", int="N")
+    return [
+        Variant(module + "rms_norm_kernel", plain, constants),
+        Variant(
+            module + "norm_linear_kernel",
+            with_router | {"factor": "fp32"},
+            constants | {"BLOCK_N": 4},
+            divisible=["N"],
+        ),
     ]
+
+
+def test_no_variant_spills() -> None:
     columns = tile_size(VOCABULARY)
-    variants = [norm, *products, *draws(columns, 128), *around_draws(columns, 128)]
+    variants = [*norms(), *draws(columns, 128), *around_draws(columns, 128)]
     for variant, compiled in zip(variants, compile_for_hopper(variants), strict=True):
         assert compiled.spilled == 0, variant
-        # What a model's shape decides; and a single token, for which the dense product has a variant anyhow.
-        assert set(compiled.specialised) <= {"N", "mask_stride", "num_tiles", "num_tokens"}, variant
+        # What a model's shape decides.
+        assert set(compiled.specialised) <= {"N", "mask_stride", "num_tiles"}, variant
         wide = not variant.kernel.endswith(("bias_kernel", "count_kernel", "penalty_kernel"))
         assert not wide or ".v4.b32" in compiled.ptx, variant
+
+
+def test_dense_products_load_ahead_and_exchange_nothing() -> None:
+    # QKV or the output head, and attention's output; up to 8 and up to 16 tokens.
+    shapes = [(2880, 1, "*bf16"), (2880, 2, "*fp32"), (4096, 1, "*bf16"), (4096, 2, "*bf16")]
+    for (depth, halves, _), compiled in zip(
+        shapes, compile_for_hopper([linear(*shape) for shape in shapes]), strict=True
+    ):
+        assert compiled.spilled == 0 and compiled.registers <= 168 and set(compiled.specialised) <= {"N"}
+        blocks = -(-depth // 32 // 4)
+        ahead, behind = compiled.ptx.split("griddepcontrol.wait")
+        # Of a warp's quarter of K, 512 columns of weights are on their way before the kernel waits, and nothing is
+        # stored; after it come the rest, and the tokens'.
+        wide = "ld.global.cg.v4.b32"
+        assert ahead.count(wide) == 16 and "st.global" not in ahead
+        assert compiled.ptx.count(wide) >= blocks and behind.count("ld.global.v4.b32") >= halves * blocks
+        assert compiled.ptx.count("mma.sync") >= 2 * blocks
+        # What lanes and warps exchange is the sum over the warps, [16, 8] of each.
+        assert compiled.shared <= 2048 and compiled.ptx.count("shfl.sync") <= 8
