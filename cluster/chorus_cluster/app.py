@@ -94,6 +94,7 @@ def _workers(config: AppConfig) -> Application:
             grpc_host=workers.grpc_host,
             num_threads=workers.num_threads,
             runner=engine.runner,
+            kv_cache_dtype=workers.kv_cache_dtype,
             metrics_actor=f"{metrics.HUB_NAMESPACE}/{metrics.HUB_NAME}",
         )
     except ValueError as error:

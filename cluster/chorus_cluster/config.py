@@ -113,6 +113,9 @@ class WorkersConfig:
     # "reference": PyTorch on CPUs. "triton": our kernels on a GPU. "auto": triton for a checkpoint where there are GPUs
     # (A100, H100, ...), else reference.
     runner: Literal["auto", "reference", "triton"] = "auto"
+    # What keys and values are kept in. "auto": the model's dtype. "fp8_e4m3": half the memory, at some loss of accuracy;
+    # runner triton only, on an L40S, H100 or newer.
+    kv_cache_dtype: Literal["auto", "fp8_e4m3"] = "auto"
     # Threads of the CPU runner. Unset: it decides.
     num_threads: Count | None = None
     # CPUs and GPUs that Ray reserves for a worker (for each shard, if it has several). num_gpus unset: 1 with runner

@@ -15,6 +15,12 @@ BLOCK_SIZE, WINDOW = 5, 37
 GROUP = NUM_HEADS // NUM_KV_HEADS
 NAN = float("nan")
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+FP8 = torch.float8_e4m3fn
+# Of queries, and of keys and values.
+MIXED_DTYPES = pytest.mark.parametrize(
+    ("dtype", "kv_dtype"),
+    [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32), (torch.bfloat16, FP8), (torch.float32, FP8)],
+)
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,12 +76,19 @@ def fill(kv: Tensor, rows: Tensor, seed: int) -> None:
     reference.write_kv(k, v, kv, rows)
 
 
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    """The same bits, but for those of NaN."""
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual.float().nan_to_num(9e9), expected.float().nan_to_num(9e9))
+
+
 def assert_close(actual: Tensor, expected: Tensor, values: Tensor) -> None:
     """Attention of bfloat16 inputs or float32 ones, against float32. Rounding the softmax's weights to bfloat16 moves a
     result by at most 2^-8 of the greatest value, and rounding the result as much again; in the mean square, such
     roundings stay below half of that. float32: sums of some tens of terms, each rounded by 2^-24."""
     step = 2**-8 if actual.dtype == torch.bfloat16 else 2**-19
-    error, size = (actual.double() - expected.double()).abs(), values[~values.isnan()].double()
+    error, size = (actual.double() - expected.double()).abs(), values.double()
+    size = size[~size.isnan()]
     assert error.numel() == 0 or float(error.max()) <= 2 * step * float(size.abs().max())
     assert error.numel() == 0 or float(error.square().mean().sqrt()) <= step / 2 * float(size.square().mean().sqrt())
 
@@ -85,7 +98,7 @@ def poisoned_scratch(tiles: DecodeTiles, num_sequences: int) -> Tensor:
 
 
 @DTYPES
-@pytest.mark.parametrize("memory_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("memory_dtype", [torch.bfloat16, torch.float32, FP8])
 def test_write_kv_writes_the_rows_and_no_other(dtype: torch.dtype, memory_dtype: torch.dtype) -> None:
     num_tokens = 23
     fused = normal(num_tokens, (NUM_HEADS + 2 * NUM_KV_HEADS), HEAD_DIM, seed=0, dtype=dtype)
@@ -95,8 +108,34 @@ def test_write_kv_writes_the_rows_and_no_other(dtype: torch.dtype, memory_dtype:
     actual, expected = (empty_memory(9, BLOCK_SIZE, memory_dtype) for _ in range(2))
     op.write_kv(k, v, actual, rows)
     reference.write_kv(k, v, expected, rows)
-    assert torch.equal(actual.nan_to_num(9e9), expected.nan_to_num(9e9))
+    assert_same(actual, expected)
     op.write_kv(k[:0], v[:0], actual, rows[:0])
+
+
+@DTYPES
+def test_fp8_rounds_to_nearest_even_saturates_and_keeps_nan(dtype: torch.dtype) -> None:
+    """Every fp8 number, what is halfway to the next one and to either side of that, and what is beyond them all."""
+    numbers = [
+        mantissa * 2.0**-9 if exponent == 0 else (8 + mantissa) * 2.0 ** (exponent - 10)
+        for exponent in range(16)
+        for mantissa in range(8)
+    ][:-1]  # The last is NaN.
+    given, wanted = [*numbers, 449.0, 463.0, 464.0, 1e6, torch.finfo(dtype).max, torch.inf, NAN], [*numbers]
+    wanted += [448.0] * (len(given) - len(numbers) - 1) + [NAN]
+    for index, (low, high) in enumerate(zip(numbers, numbers[1:], strict=False)):
+        half, even = (low + high) / 2, (low, high)[index % 2]
+        given += [half * (1 - 2**-7), half, half * (1 + 2**-7)]
+        wanted += [low, even, high]
+    padding = [0.0] * (-2 * len(given) % HEAD_DIM)
+    x = torch.tensor([*given, *(-number for number in given), *padding], dtype=dtype).view(-1, 1, HEAD_DIM)
+    expected = torch.tensor([*wanted, *(-number for number in wanted), *padding]).view(-1, 1, HEAD_DIM)
+    kv = torch.zeros(2, 1, 1, len(x), HEAD_DIM).to(FP8)
+    op.write_kv(x, -x, kv, torch.arange(len(x), dtype=torch.int32))
+    assert torch.equal(kv[0, 0].transpose(0, 1).float().nan_to_num(9e9), expected.nan_to_num(9e9))
+    assert torch.equal(-kv[1, 0].transpose(0, 1).float().nan_to_num(9e9), expected.nan_to_num(-9e9))
+    again = kv.clone()
+    reference.write_kv(x, -x, again, torch.arange(len(x), dtype=torch.int32))
+    assert_same(kv, again)
 
 
 def rotated(positions: Tensor) -> Tensor:
@@ -105,28 +144,31 @@ def rotated(positions: Tensor) -> Tensor:
     return table[positions.long()]
 
 
-@DTYPES
+@MIXED_DTYPES
 @pytest.mark.parametrize("num_tokens", [0, 1, 7])
-def test_rope_split_and_rope_and_write_rotate_as_the_reference_does(dtype: torch.dtype, num_tokens: int) -> None:
+def test_rope_split_and_rope_and_write_rotate_as_the_reference_does(
+    dtype: torch.dtype, kv_dtype: torch.dtype, num_tokens: int
+) -> None:
     width = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
     qkv = normal(num_tokens, width + 8, seed=0, dtype=dtype)[:, :width]
     cos_sin = rotated(shuffled(200, 2)[:num_tokens])
     expected = reference.rope_split(qkv.float(), cos_sin, num_kv_heads=NUM_KV_HEADS)
-    split = op.rope_split(qkv, cos_sin, num_kv_heads=NUM_KV_HEADS)
-    for actual, exact in zip(split, expected, strict=True):
-        assert actual.dtype == dtype and actual.shape == exact.shape
-        # One rounding of the result, and two of float32 products.
-        bound = exact.abs() * (2**-8 if dtype == torch.bfloat16 else 0) + 2**-21
+    split = op.rope_split(qkv, cos_sin, num_kv_heads=NUM_KV_HEADS, kv_dtype=kv_dtype)
+    for actual, exact, rounded in zip(split, expected, (dtype, kv_dtype, kv_dtype), strict=True):
+        assert actual.dtype == rounded and actual.shape == exact.shape
+        # One rounding of the result, half of a step of 2^-9 where fp8 is subnormal, and two of float32 products.
+        relative, absolute = {torch.bfloat16: (2**-8, 0.0), torch.float32: (0.0, 0.0), FP8: (2**-4, 2**-10)}[rounded]
+        bound = exact.abs() * relative + absolute + 2**-21
         assert bool(((actual.float() - exact).abs() <= bound).all())
-    assert torch.equal(split[2].flatten(1), qkv[:, -NUM_KV_HEADS * HEAD_DIM :])
+    assert_same(split[2].flatten(1), reference.rounded(qkv[:, -NUM_KV_HEADS * HEAD_DIM :], kv_dtype))
 
-    kv, expected_kv = (empty_memory(3, BLOCK_SIZE, dtype) for _ in range(2))
+    kv, expected_kv = (empty_memory(3, BLOCK_SIZE, kv_dtype) for _ in range(2))
     rows = torch.tensor([6, -1, 14, 0, 3, -1, 9], dtype=torch.int32)[:num_tokens]
     out = torch.full((num_tokens, NUM_HEADS, HEAD_DIM), NAN, dtype=dtype)
     assert op.rope_and_write(qkv, cos_sin, kv, rows, out=out) is out
     assert torch.equal(out, split[0])
     reference.write_kv(split[1], split[2], expected_kv, rows)
-    assert torch.equal(kv.nan_to_num(9e9), expected_kv.nan_to_num(9e9))
+    assert_same(kv, expected_kv)
 
 
 def test_rope_table_holds_the_references_cosines_and_sines() -> None:
@@ -148,10 +190,18 @@ TILES = [
 ]
 
 
-@pytest.mark.parametrize(("dtype", "tiles"), [(torch.float32, TILES[1]), *((torch.bfloat16, tiles) for tiles in TILES)])
-def test_decode_attention_over_pages(dtype: torch.dtype, tiles: DecodeTiles) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype", "tiles"),
+    [
+        (torch.float32, torch.float32, TILES[1]),
+        (torch.float32, FP8, TILES[1]),
+        *((torch.bfloat16, torch.bfloat16, tiles) for tiles in TILES),
+        *((torch.bfloat16, FP8, tiles) for tiles in TILES),
+    ],
+)
+def test_decode_attention_over_pages(dtype: torch.dtype, kv_dtype: torch.dtype, tiles: DecodeTiles) -> None:
     lengths = [1, 0, 33, 64, 75, 16]
-    kv, tables = pages(lengths, dtype)
+    kv, tables = pages(lengths, kv_dtype)
     # Scores of some tens: a softmax without its shift by the highest would overflow.
     q, sinks = normal(len(lengths), NUM_HEADS, HEAD_DIM, seed=5, dtype=dtype) * 9, normal(NUM_HEADS, seed=6)
     counts, scratch = torch.tensor(lengths, dtype=torch.int32), poisoned_scratch(tiles, len(lengths))
@@ -163,10 +213,10 @@ def test_decode_attention_over_pages(dtype: torch.dtype, tiles: DecodeTiles) -> 
     assert not out[1].any()
 
 
-@DTYPES
-def test_decode_attention_over_rings(dtype: torch.dtype) -> None:
+@MIXED_DTYPES
+def test_decode_attention_over_rings(dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
     lengths = [3, WINDOW, 0, 500, WINDOW + 1]
-    kv, slots = rings(lengths, dtype)
+    kv, slots = rings(lengths, kv_dtype)
     fused = normal(len(lengths), (NUM_HEADS + 1) * HEAD_DIM, seed=5, dtype=dtype)
     q = fused[:, HEAD_DIM:].unflatten(1, (NUM_HEADS, HEAD_DIM))
     sinks, counts = normal(NUM_HEADS, seed=6, dtype=dtype), torch.tensor(lengths, dtype=torch.int32)
@@ -177,12 +227,14 @@ def test_decode_attention_over_rings(dtype: torch.dtype) -> None:
     assert not out[2].any()
 
 
-@DTYPES
+@MIXED_DTYPES
 @pytest.mark.parametrize(("ring", "num_splits"), [(False, 1), (False, 4), (True, 1)])
-def test_rope_decode_attention_writes_then_sees_the_newest(dtype: torch.dtype, ring: bool, num_splits: int) -> None:
+def test_rope_decode_attention_writes_then_sees_the_newest(
+    dtype: torch.dtype, kv_dtype: torch.dtype, ring: bool, num_splits: int
+) -> None:
     # What is there before the newest position is written: in a full ring, in its row, one of long ago.
     lengths = [1, 0, 38, 17, 64, WINDOW]
-    kv, tables = (rings if ring else pages)([max(0, length - 1) for length in lengths], dtype)
+    kv, tables = (rings if ring else pages)([max(0, length - 1) for length in lengths], kv_dtype)
     counts = torch.tensor(lengths, dtype=torch.int32)
     newest, block_size = counts.long() - 1, kv.shape[3]
     places = newest % WINDOW if ring else newest
@@ -201,7 +253,7 @@ def test_rope_decode_attention_writes_then_sees_the_newest(dtype: torch.dtype, r
     tiles = DecodeTiles(num_splits, 16, 16)
     out, scratch = torch.full_like(q, NAN), poisoned_scratch(tiles, len(lengths))
     op.rope_decode_attention(qkv, cos_sin, kv, tables, counts, sinks, ring=ring, tiles=tiles, scratch=scratch, out=out)
-    assert torch.equal(kv.nan_to_num(9e9), expected_kv.nan_to_num(9e9))
+    assert_same(kv, expected_kv)
     assert_close(out, expected, expected_kv[1])
 
 
@@ -232,10 +284,12 @@ def test_a_sequence_gets_the_same_bits_alone_and_in_a_batch() -> None:
 CHUNKS = [([50, 1, 0, 43], [70, 13, 4, 0]), ([3], [0]), ([20], [36])]
 
 
-@DTYPES
+@MIXED_DTYPES
 @pytest.mark.parametrize(("lengths", "starts"), CHUNKS)
-def test_prefill_attention_over_pages(dtype: torch.dtype, lengths: list[int], starts: list[int]) -> None:
-    kv, tables = pages([start + length for start, length in zip(starts, lengths, strict=True)], dtype)
+def test_prefill_attention_over_pages(
+    dtype: torch.dtype, kv_dtype: torch.dtype, lengths: list[int], starts: list[int]
+) -> None:
+    kv, tables = pages([start + length for start, length in zip(starts, lengths, strict=True)], kv_dtype)
     q, sinks, cu_tokens, first = chunks(lengths, starts, dtype)
     tiles = torch.cat((prefill_tiles(lengths, starts, GROUP).to(DEVICE), torch.full((1, 2), -1, dtype=torch.int32)))
     out = torch.full(q.shape, NAN, dtype=dtype)
@@ -244,16 +298,18 @@ def test_prefill_attention_over_pages(dtype: torch.dtype, lengths: list[int], st
     assert_close(out, expected, kv[1])
 
 
-@DTYPES
+@MIXED_DTYPES
 @pytest.mark.parametrize(("lengths", "starts"), CHUNKS)
-def test_prefill_attention_over_rings(dtype: torch.dtype, lengths: list[int], starts: list[int]) -> None:
-    kv, slots = rings(starts, dtype)
+def test_prefill_attention_over_rings(
+    dtype: torch.dtype, kv_dtype: torch.dtype, lengths: list[int], starts: list[int]
+) -> None:
+    kv, slots = rings(starts, kv_dtype)
     for s, start in enumerate(starts):
         if start >= WINDOW:
             # The position that has just left the window is still in its row, which the chunk's first will take.
             kv[:, slots[s, 0], :, start % WINDOW] = NAN
     q, sinks, cu_tokens, first = chunks(lengths, starts, dtype)
-    fused = normal(2, NUM_KV_HEADS, len(q), HEAD_DIM, seed=8, dtype=dtype)
+    fused = normal(2, NUM_KV_HEADS, len(q), HEAD_DIM, seed=8, dtype=kv_dtype)
     k, v = fused.transpose(1, 2)
     tiles = prefill_tiles(lengths, starts, GROUP).to(DEVICE)
     out = torch.full(q.shape, NAN, dtype=dtype)
@@ -261,7 +317,39 @@ def test_prefill_attention_over_rings(dtype: torch.dtype, lengths: list[int], st
     expected = reference.prefill_attention(
         q.float(), kv.float(), slots, cu_tokens, first, sinks, window=WINDOW, k=k.float(), v=v.float()
     )
-    assert_close(out, expected, torch.cat((kv[1].flatten(), v.flatten())))
+    assert_close(out, expected, torch.cat((kv[1].float().flatten(), v.float().flatten())))
+
+
+@pytest.mark.parametrize("window", [None, WINDOW])
+@pytest.mark.parametrize("cuts", [(50, 90), (1, 2, 60), tuple(range(80, 90))])
+def test_no_cut_of_a_prompt_changes_an_answer_over_fp8(window: int | None, cuts: tuple[int, ...]) -> None:
+    """float32 queries: any key or value that is rounded in one way of computing and not in another would show."""
+    length, width = 90, (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
+    qkv, sinks, cos_sin = normal(length, width, seed=3), normal(NUM_HEADS, seed=6), rotated(torch.arange(length))
+    blocks = torch.arange(1 if window else -(-length // BLOCK_SIZE), dtype=torch.int32).unsqueeze(0)
+
+    def computed(bounds: Sequence[int]) -> Tensor:
+        kv = empty_memory(blocks.numel(), window or BLOCK_SIZE, FP8)
+        return torch.cat([chunk(kv, start, stop) for start, stop in zip((0, *bounds), bounds, strict=False)])
+
+    def chunk(kv: Tensor, start: int, stop: int) -> Tensor:
+        part, table = qkv[start:stop], cos_sin[start:stop]
+        if stop - start == 1:
+            counts = torch.tensor([stop], dtype=torch.int32)
+            return op.rope_decode_attention(part, table, kv, blocks, counts, sinks, ring=window is not None)
+        tiles = prefill_tiles([stop - start], [start], GROUP).to(DEVICE)
+        where = (torch.tensor([0, stop - start], dtype=torch.int32), torch.tensor([start], dtype=torch.int32))
+        rows = torch.arange(start, stop, dtype=torch.int32) % (window or length)
+        if window is None:
+            return op.prefill_attention(op.rope_and_write(part, table, kv, rows), kv, blocks, *where, sinks, tiles)
+        q, k, v = op.rope_split(part, table, num_kv_heads=NUM_KV_HEADS, kv_dtype=FP8)
+        out = op.prefill_attention(q, kv, blocks, *where, sinks, tiles, window=window, k=k, v=v)
+        rows[:-window] = -1
+        op.write_kv(k, v, kv, rows)
+        return out
+
+    whole, cut = computed((length,)), computed((*cuts, length))
+    assert_close(cut, whole, qkv[:, -NUM_KV_HEADS * HEAD_DIM :])
 
 
 def chunks(lengths: list[int], starts: list[int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -314,6 +402,7 @@ def wrong_calls() -> list[tuple[str, Callable[[], object]]]:
 
     return [
         ("kv must be", decode(kv=kv.half())),
+        ("kv must be bfloat16, float32 or float8_e4m3fn", decode(kv=kv.to(torch.float8_e5m2))),
         ("kv must be", decode(kv=kv.transpose(2, 3))),
         ("q must be", decode(q=q[:, :5])),
         ("q must be", decode(q=q.transpose(1, 2))),
@@ -327,6 +416,7 @@ def wrong_calls() -> list[tuple[str, Callable[[], object]]]:
         ("tiles must not split a ring", decode(ring=True, block_tables=tables[:, :1], tiles=TILES[1])),
         ("must be given together", prefill(window=BLOCK_SIZE)),
         ("blocks of the window's 9 rows, not 5", prefill(window=9, k=k, v=k)),
+        ("k must be torch.float32", prefill(window=BLOCK_SIZE, k=k.to(FP8), v=k, block_tables=tables[:, :1])),
         ("v must be torch.float32", prefill(window=BLOCK_SIZE, k=k, v=k.bfloat16(), block_tables=tables[:, :1])),
         ("an entry more", prefill(cu_tokens=cu_tokens[1:])),
         ("tile_map must be", prefill(tile_map=tiles.T.contiguous()[:, :1])),

@@ -1,7 +1,8 @@
 """Mends Triton's interpreter where it differs from the hardware, or fails with the NumPy of the day.
 
 bfloat16: it keeps such values as 16-bit integers, multiplies matrices of them as integers, cuts float32 off instead of
-rounding it to the nearest even, and loses subnormals. Loops: a bound computed in the kernel is an array of one element,
+rounding it to the nearest even, and loses subnormals. float8_e4m3fn: it rounds halves away from zero, and neither
+saturates nor keeps NaN; hardware does. Loops: a bound computed in the kernel is an array of one element,
 which NumPy 2.4 no longer takes for an integer.
 """
 
@@ -26,6 +27,7 @@ def _mend() -> None:
     from triton.runtime import interpreter
 
     _teach_bfloat16()
+    _teach_float8()
     patch = interpreter._patch_lang_tensor
 
     def with_index(tensor: Any, scope: Any) -> None:
@@ -61,3 +63,24 @@ def _teach_bfloat16() -> None:
         return handle(np.where(np.isnan(data), np.uint16(0x7FC0), nearest), tl.bfloat16)
 
     builder.create_dot, builder.cast_impl = dot, rounded
+
+
+def _teach_float8() -> None:
+    """After bfloat16, which its conversions go through."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+    convert = builder.create_fp_to_fp
+
+    def saturated(self: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if target.scalar == tl.float8e4nv:
+            wide = torch.from_numpy(np.array(self.cast_impl(source, tl.float32).data, np.float32))
+            narrow = wide.clamp(-448, 448).to(torch.float8_e4m3fn)
+            return handle(narrow.view(torch.uint8).numpy(), tl.float8e4nv)
+        if source.dtype.scalar == tl.float8e4nv:
+            wide = torch.from_numpy(np.array(source.data)).view(torch.float8_e4m3fn).float()
+            return self.cast_impl(handle(wide.numpy(), tl.float32), target)
+        return convert(self, source, target, rounding)
+
+    builder.create_fp_to_fp = saturated

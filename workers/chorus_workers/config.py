@@ -5,6 +5,7 @@ from typing import Literal
 
 FAKE_MODEL_PREFIX = "fake:"
 RunnerKind = Literal["reference", "triton"]
+KvCacheDtype = Literal["auto", "fp8_e4m3"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,9 @@ class WorkerConfig:
     num_threads: int | None = None
     # "reference": PyTorch on CPUs. "triton": our kernels on a GPU.
     runner: RunnerKind = "reference"
+    # What keys and values are kept in. "auto": the model's dtype. "fp8_e4m3": half the memory of bfloat16, at some loss
+    # of accuracy; runner "triton" only.
+    kv_cache_dtype: KvCacheDtype = "auto"
     # Ray actor that gathers metrics, as "name" or "namespace/name"; once a second it is sent
     # push(role: str, replica: str, page: str). None: metrics are not pushed.
     metrics_actor: str | None = None
@@ -67,6 +71,16 @@ class WorkerConfig:
             )
         if not 0 <= self.merge_interval_s <= 1:
             raise ValueError(f"merge_interval_s is {self.merge_interval_s}: it must be between 0 and 1 seconds")
+        check_kv_cache_dtype(self.runner, self.kv_cache_dtype)
+
+
+def check_kv_cache_dtype(runner: RunnerKind, kv_cache_dtype: KvCacheDtype) -> None:
+    """Errors: ValueError, if the runner can't keep KV so."""
+    if runner == "reference" and kv_cache_dtype != "auto":
+        raise ValueError(
+            f"kv_cache_dtype is {kv_cache_dtype}: runner 'reference' keeps KV in float32 only; leave it auto, or take "
+            "runner 'triton' on a GPU"
+        )
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:

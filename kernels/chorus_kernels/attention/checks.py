@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _DTYPES = (torch.bfloat16, torch.float32)
+_KV_DTYPES = (*_DTYPES, torch.float8_e4m3fn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,9 @@ class Memory:
 def memory(kv: Tensor) -> Memory:
     inner = (kv.shape[3] * kv.shape[4], kv.shape[4], 1) if kv.ndim == 5 else ()
     _require(
-        kv.ndim == 5 and kv.shape[0] == 2 and kv.stride()[2:] == inner and kv.dtype in _DTYPES,
-        "kv must be bfloat16 or float32 [2, blocks, Hkv, block_size, D], the last three dimensions contiguous",
+        kv.ndim == 5 and kv.shape[0] == 2 and kv.stride()[2:] == inner and kv.dtype in _KV_DTYPES,
+        "kv must be bfloat16, float32 or float8_e4m3fn [2, blocks, Hkv, block_size, D], the last three dimensions "
+        "contiguous",
         kv,
     )
     return Memory(kv.shape[2], kv.shape[3], kv.shape[4], (kv.stride(0), kv.stride(1)))

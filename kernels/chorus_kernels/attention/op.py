@@ -2,10 +2,13 @@
 
     p = softmax([sink_h, q k_0 / sqrt(D), q k_1 / sqrt(D), ...]) over the visible positions;  y = sum_j p_j v_j
 
-KV memory of one layer is one tensor `kv`, bfloat16 or float32 [2, blocks, Hkv, block_size, D], keys then values, the
-last three dimensions contiguous. In full-attention layers entry i of a sequence's block table is the block that holds
-positions i * block_size and on. In window layers (`ring`) a sequence has one block of `window` rows, its slot's ring,
-with position p in row p % window. What lies in rows that no query sees is never used: it may be NaN.
+KV memory of one layer is one tensor `kv` [2, blocks, Hkv, block_size, D], keys then values, the last three dimensions
+contiguous: bfloat16, float32, or float8_e4m3fn, which keeps 4 bits of a number between 2^-6 and 448, makes +-448 of a
+larger one, and leaves NaN NaN. Keys and values are rounded to it once, from float32, wherever they are written; whoever
+attends sees the rounded ones, its own among them, so that no result depends on how a prompt was cut. In full-attention
+layers entry i of a sequence's block table is the block that holds positions i * block_size and on. In window layers
+(`ring`) a sequence has one block of `window` rows, its slot's ring, with position p in row p % window. What lies in
+rows that no query sees is never used: it may be NaN.
 
 Scores and the softmax are float32. Its weights are rounded to the queries' dtype for the product with the values, which
 moves a result by at most 2^-8 of the greatest value in bfloat16, as much as the rounding of the result itself.
@@ -117,7 +120,7 @@ def prefill_attention(
     among them. Window layers: those before the chunk come from the ring as it was before the chunk, the chunk's own
     from k and v; a query at i sees j with i - window < j <= i.
 
-    q: bfloat16 or float32 [T, Hq, D]; k, v: q's dtype [T, Hkv, D]; of all three the last dimension is contiguous;
+    q: bfloat16 or float32 [T, Hq, D]; k, v: kv's dtype [T, Hkv, D]; of all three the last dimension is contiguous;
     block_tables: int32 [C, B] (window: [C, 1], the slot, and kv's block_size is the window); cu_tokens: int32 [C + 1];
     starts: int32 [C], the position of each chunk's first token; sinks: [Hq]; tile_map: int32 [N, 2], `prefill_tiles`
     of the chunks with Hq / Hkv; returns (or fills `out` with) q's dtype [T, Hq, D], where tokens of no tile keep what
@@ -133,7 +136,7 @@ def prefill_attention(
         raise ValueError(f"kv must have blocks of the window's {window} rows, not {memory.block_size}")
     for name, fresh in (("k", k), ("v", v)):
         if fresh is not None:
-            checks.heads(name, fresh, memory.num_kv_heads, memory.head_dim, dtype=q.dtype)
+            checks.heads(name, fresh, memory.num_kv_heads, memory.head_dim, dtype=kv.dtype)
             checks.same_rows(q=q, **{name: fresh})
     checks.table(block_tables, window is not None)
     checks.same_rows(block_tables=block_tables, starts=checks.index("starts", starts, 1))

@@ -79,20 +79,29 @@ def rope_table(max_position: int, inverse_frequencies: Tensor, concentration: fl
     return torch.cat((cos[:, :half], signed_sin[:, half:]), 1)
 
 
-def rope_split(qkv: Tensor, cos_sin: Tensor, *, num_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as a KV memory of the dtype keeps it: what is too large for float8_e4m3fn becomes its +-448."""
+    # PyTorch's own conversion saturates or makes NaN, by its version.
+    return (x.float().clamp(-448, 448) if dtype == torch.float8_e4m3fn else x).to(dtype)
+
+
+def rope_split(
+    qkv: Tensor, cos_sin: Tensor, *, num_kv_heads: int, kv_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rotates queries and keys of a fused projection. The arguments and results are those of `op.rope_split`."""
     heads = qkv.float().unflatten(-1, (-1, cos_sin.shape[1]))
     cos, sin = cos_sin.unsqueeze(1).chunk(2, -1)
-    turned = apply_rope(heads[:, :-num_kv_heads], torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)).to(qkv.dtype)
-    return turned[:, :-num_kv_heads], turned[:, -num_kv_heads:], heads[:, -num_kv_heads:].to(qkv.dtype)
+    turned = apply_rope(heads[:, :-num_kv_heads], torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+    q, k, v = turned[:, :-num_kv_heads], turned[:, -num_kv_heads:], heads[:, -num_kv_heads:]
+    return q.to(qkv.dtype), rounded(k, kv_dtype or qkv.dtype), rounded(v, kv_dtype or qkv.dtype)
 
 
 def write_kv(k: Tensor, v: Tensor, kv: Tensor, rows: Tensor) -> None:
     """kv[0, block, :, offset] = k[t] and kv[1, block, :, offset] = v[t] for row = block * block_size + offset >= 0."""
     kept = rows >= 0
     blocks, offsets = rows[kept].long() // kv.shape[3], rows[kept].long() % kv.shape[3]
-    kv[0, blocks, :, offsets] = k[kept].to(kv.dtype)
-    kv[1, blocks, :, offsets] = v[kept].to(kv.dtype)
+    kv[0, blocks, :, offsets] = rounded(k[kept], kv.dtype)
+    kv[1, blocks, :, offsets] = rounded(v[kept], kv.dtype)
 
 
 def decode_attention(

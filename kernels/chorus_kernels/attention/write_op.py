@@ -3,6 +3,7 @@
 Source: `reference`; Su et al., "RoFormer" (2021).
 """
 
+import torch
 from torch import Tensor
 
 from chorus_kernels.attention import _write_kernel, checks
@@ -13,7 +14,7 @@ def write_kv(k: Tensor, v: Tensor, kv: Tensor, rows: Tensor) -> None:
     """Writes keys and values to rows of the memory; row = block * block_size + offset, and -1 writes nothing.
 
     k, v: [T, Hkv, D], the last dimension contiguous (views of a fused projection will do); rows: int32 [T], no row
-    twice: of a chunk longer than a ring, only the last `window` tokens have rows. Values are rounded to kv's dtype.
+    twice: of a chunk longer than a ring, only the last `window` tokens have rows. Numbers are rounded to kv's dtype.
     Errors: ValueError.
     """
     memory = checks.memory(kv)
@@ -61,8 +62,11 @@ def rope_and_write(qkv: Tensor, cos_sin: Tensor, kv: Tensor, rows: Tensor, *, ou
     return out
 
 
-def rope_split(qkv: Tensor, cos_sin: Tensor, *, num_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same rotation, to fresh tensors: q [T, Hq, D], k and v [T, Hkv, D] of qkv's dtype.
+def rope_split(
+    qkv: Tensor, cos_sin: Tensor, *, num_kv_heads: int, kv_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same rotation, to fresh tensors: q [T, Hq, D] of qkv's dtype, k and v [T, Hkv, D] of the KV memory's (unless
+    given, qkv's too), rounded as `rope_and_write` rounds them.
 
     For prefill in window layers: `prefill_attention` reads the ring as it was before the chunk, and only then
     `write_kv` writes it. Errors: ValueError.
@@ -71,7 +75,8 @@ def rope_split(qkv: Tensor, cos_sin: Tensor, *, num_kv_heads: int) -> tuple[Tens
     num_heads = checks.projection(qkv, cos_sin, num_kv_heads, head_dim)
     checks.same_rows(qkv=qkv, cos_sin=cos_sin)
     checks.same_device(qkv, cos_sin=cos_sin)
-    q, k, v = (qkv.new_empty(qkv.shape[0], heads, head_dim) for heads in (num_heads, num_kv_heads, num_kv_heads))
+    q = qkv.new_empty(qkv.shape[0], num_heads, head_dim)
+    k, v = (qkv.new_empty(qkv.shape[0], num_kv_heads, head_dim, dtype=kv_dtype) for _ in range(2))
     _rope(qkv, cos_sin, q, k, v, q, q, checks.Memory(num_kv_heads, 1, head_dim, (0, 0)), to_memory=False)
     return q, k, v
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from chorus_workers.config import RunnerKind
+from chorus_workers.config import KvCacheDtype, RunnerKind
 from chorus_workers.model.config import ModelConfig
 from chorus_workers.model.weights import Shard
 from chorus_workers.runner.base import RunnerInfo
@@ -50,10 +50,16 @@ class RunnerConfig:
     # Whether to reserve memory for snapshots.
     prefix_cache: bool = True
     runner: RunnerKind = "reference"
+    kv_cache_dtype: KvCacheDtype = "auto"
 
     @property
     def folder(self) -> Path:
         return _DEMO_FOLDER if self.model == DEMO_MODEL else Path(self.model)
+
+
+def kv_dtype(kv_cache_dtype: KvCacheDtype, model_dtype: torch.dtype) -> torch.dtype:
+    """What the setting means for a model."""
+    return model_dtype if kv_cache_dtype == "auto" else torch.float8_e4m3fn
 
 
 def host_page_bytes(free_bytes: int) -> int:

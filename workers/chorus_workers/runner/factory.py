@@ -7,7 +7,7 @@ import time
 import psutil
 import torch
 
-from chorus_workers.config import WorkerConfig
+from chorus_workers.config import WorkerConfig, check_kv_cache_dtype
 from chorus_workers.model.checkpoint import load_model, load_model_as
 from chorus_workers.model.config import read_config
 from chorus_workers.model.weights import ReferenceModel, Shard
@@ -15,6 +15,7 @@ from chorus_workers.runner.base import Runner
 from chorus_workers.runner.config import (
     RunnerConfig,
     host_page_bytes,
+    kv_dtype,
     resolve,
     resolve_threads,
 )
@@ -40,6 +41,7 @@ def runner_config(config: WorkerConfig) -> RunnerConfig:
         shard_address=config.shard_address,
         prefix_cache=config.prefix_cache,
         runner=config.runner,
+        kv_cache_dtype=config.kv_cache_dtype,
     )
 
 
@@ -50,6 +52,7 @@ def create_runner(config: RunnerConfig) -> Runner:
     Errors: CheckpointError naming file and tensor; ValueError naming the setting that can't be met; RunnerError when
     another shard doesn't come up.
     """
+    check_kv_cache_dtype(config.runner, config.kv_cache_dtype)
     if config.runner == "triton":
         return _create_triton_runner(config)
     if config.num_shards == 1:
@@ -82,7 +85,7 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
     if config.num_shards > 1:
         raise ValueError(f"num_shards is {config.num_shards}: runner 'triton' has one GPU; 'reference' can be spread")
     begin = time.monotonic()
-    device = choose_device()
+    device = choose_device(config.kv_cache_dtype)
     weight_bytes = sum(file.stat().st_size for file in config.folder.glob("*.safetensors"))
     free_bytes = _free_bytes(device)
     check_weights(weight_bytes, free_bytes)
@@ -92,10 +95,12 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
     # What loading left in the allocator would count as taken.
     torch.cuda.empty_cache()
     loaded_at = time.monotonic()
-    needs = MemoryNeeds(config, model.config, _free_bytes(device), model.embedding.dtype)
+    needs = MemoryNeeds(
+        config, model.config, _free_bytes(device), kv_dtype(config.kv_cache_dtype, model.embedding.dtype)
+    )
     info = needs.resolve()
     with explain_out_of_memory(needs.step_does_not_fit(info)):
-        runner = TritonRunner(model, info)
+        runner = TritonRunner(model, info, needs.kv_dtype)
         runner.warm_up()
     took = (time.monotonic() - begin, loaded_at - begin, time.monotonic() - loaded_at)
     logger.info("ready in %.1f s: %.1f s for the weights, %.1f s for KV memory, graphs and kernels", *took)

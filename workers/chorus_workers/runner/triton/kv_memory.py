@@ -19,6 +19,11 @@ from chorus_workers.runner.base import RunnerInfo
 Rows = NDArray[np.int32]
 
 
+def copyable(x: Tensor) -> Tensor:
+    """x as PyTorch copies rows of it: not everything that copies knows float8."""
+    return x.view(torch.uint8) if x.dtype.itemsize == 1 else x
+
+
 class DeviceKVMemory:
     """Preallocated KV of one shard."""
 
@@ -34,7 +39,7 @@ class DeviceKVMemory:
             torch.empty(2, blocks, num_heads, rows, config.head_dim, dtype=dtype, device=device)
             for blocks, rows in (sizes[window is not None] for window in config.windows)
         )
-        self._rings = [memory for memory, window in zip(self.layers, config.windows, strict=True) if window]
+        self._rings = [copyable(memory) for memory, window in zip(self.layers, config.windows, strict=True) if window]
 
     def page_rows(self, block_table: Sequence[int], positions: Rows) -> Rows:
         """Where positions of a sequence lie among all rows of the pages."""

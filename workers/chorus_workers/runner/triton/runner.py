@@ -23,14 +23,15 @@ class _LaunchedStep:
 
 
 class TritonRunner(Runner):
-    """Runs a model on the device that holds its weights. KV memory has the weights' dtype.
+    """Runs a model on the device that holds its weights. KV memory has the weights' dtype unless another is
+    given.
 
     What a step draws stays on the device too, where the next one finds it: `launch` waits for nothing.
     """
 
-    def __init__(self, model: Model[PackedExperts], info: RunnerInfo) -> None:
+    def __init__(self, model: Model[PackedExperts], info: RunnerInfo, kv_dtype: torch.dtype | None = None) -> None:
         self._info, self._device = info, model.embedding.device
-        self.memory = DeviceKVMemory(model.config, model.shard, info, model.embedding.dtype, self._device)
+        self.memory = DeviceKVMemory(model.config, model.shard, info, kv_dtype or model.embedding.dtype, self._device)
         self._transformer = DeviceTransformer(model, self.memory, info.max_model_len)
         self._sampler = DeviceSampler(model.vocabulary, self._device)
         self._group = model.config.num_heads // model.config.num_kv_heads

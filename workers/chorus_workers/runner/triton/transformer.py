@@ -16,7 +16,7 @@ from chorus_kernels.norm_rope import yarn_concentration
 from chorus_kernels.norm_rope.op import norm_linear, rms_norm
 from chorus_workers.model.transformer import rope_frequencies
 from chorus_workers.model.weights import LayerWeights, Model
-from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
+from chorus_workers.runner.triton.kv_memory import DeviceKVMemory, copyable
 from chorus_workers.runner.triton.step import DecodeInputs, PrefillInputs, StepInputs
 
 Layer = LayerWeights[PackedExperts]
@@ -120,9 +120,9 @@ def _prefill(
         q = attention.rope_and_write(qkv, cos_sin, kv, step.page_rows)
         attention.prefill_attention(q, kv, step.block_tables, *chunks, out=out)
     else:
-        q, k, v = attention.rope_split(qkv, cos_sin, num_kv_heads=kv.shape[2])
+        q, k, v = attention.rope_split(qkv, cos_sin, num_kv_heads=kv.shape[2], kv_dtype=kv.dtype)
         attention.prefill_attention(q, kv, step.slots, *chunks, window=window, k=k, v=v, out=out)
         attention.write_kv(k, v, kv, step.ring_rows)
         if step.saved_rows.shape[0]:
-            saved = step.saved_tokens
-            attention.write_kv(k.index_select(0, saved), v.index_select(0, saved), kv, step.saved_rows)
+            k, v = (copyable(x).index_select(0, step.saved_tokens).view(x.dtype) for x in (k, v))
+            attention.write_kv(k, v, kv, step.saved_rows)
