@@ -35,6 +35,8 @@ class Variant:
     num_stages: int = 3
     divisible: Sequence[str] = ()
     max_registers: int | None = None
+    # The compute capability, times ten: Hopper's, unless another is given.
+    capability: int = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,8 @@ def _compile(variant: Variant) -> Compiled:
     module, name = variant.kernel.split(":")
     function = getattr(importlib.import_module(module), name)
     dependent = "DEPENDENT" in function.arg_names
-    constants = {**variant.constants, "DEPENDENT": True} if dependent else variant.constants
+    early = variant.capability >= 90
+    constants = {**variant.constants, "DEPENDENT": early} if dependent else variant.constants
     signature = {
         parameter: "constexpr"
         if parameter in constants or variant.signature[parameter] == "1"
@@ -89,11 +92,11 @@ def _compile(variant: Variant) -> Compiled:
     }
     source = ASTSource(function, signature, {**constants, **ones}, attributes)
     options: dict[str, Any] = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    if dependent:
+    if dependent and early:
         options["launch_pdl"] = True
     if variant.max_registers is not None:
         options["maxnreg"] = variant.max_registers
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", variant.capability, 32), options=options)
     registers, spilled = _resources(compiled.asm["cubin"])
     integers = [name for name, kind in variant.signature.items() if kind in ("i32", "i64", "1")]
     specialised = [p.name for p in function.params if p.name in integers and not p.do_not_specialize]

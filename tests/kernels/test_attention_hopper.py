@@ -1,5 +1,6 @@
 """The attention kernels at gpt-oss's shapes, compiled for Hopper: what an H100 must be able to keep in registers."""
 
+from dataclasses import replace
 from typing import Any
 
 from tests.kernels.hopper import Variant, compile_for_hopper
@@ -108,16 +109,26 @@ def write_kv() -> Variant:
     return variant("_write_kernel:write_kv_kernel", parameters, constants, 4)
 
 
+def with_fp8_kv(variant: Variant) -> Variant:
+    """Over fp8 memory. Where a chunk's own keys and values pass by the memory, they are fp8, too."""
+    by_memory = variant.constants.get("WINDOW") == 0 or variant.constants.get("TO_MEMORY")
+    names = [name for name in ("k", "v", "kv") if name in variant.signature and not (by_memory and name != "kv")]
+    return replace(variant, signature={**variant.signature, **dict.fromkeys(names, "*fp8e4nv")})
+
+
+DECODE = [
+    decode(ring=False, fused=False, split=True),
+    decode(ring=False, fused=True, split=True),
+    decode(ring=False, fused=True, split=False),
+    decode(ring=True, fused=False, split=False),
+    decode(ring=True, fused=True, split=False),
+]
+PREFILL = [prefill(0), prefill(WINDOW)]
+WRITE = [rope(True, 16), rope(True, 64), rope(False, 64), write_kv()]
+
+
 def test_decode_kernels_fit_hopper() -> None:
-    variants = [
-        decode(ring=False, fused=False, split=True),
-        decode(ring=False, fused=True, split=True),
-        decode(ring=False, fused=True, split=False),
-        decode(ring=True, fused=False, split=False),
-        decode(ring=True, fused=True, split=False),
-        combine(),
-    ]
-    results = compile_for_hopper(variants)
+    results = compile_for_hopper([*DECODE, combine()])
     for result in results:
         # Five programs of four warps on each multiprocessor.
         assert result.spilled == 0 and result.registers <= 96 and result.shared <= 45 * 1024
@@ -127,8 +138,7 @@ def test_decode_kernels_fit_hopper() -> None:
 
 
 def test_prefill_and_write_kernels_fit_hopper() -> None:
-    variants = [prefill(0), prefill(WINDOW), rope(True, 16), rope(True, 64), rope(False, 64), write_kv()]
-    results = compile_for_hopper(variants)
+    results = compile_for_hopper([*PREFILL, *WRITE])
     for result in results:
         assert result.spilled == 0 and set(result.specialised) <= set(STRIDES)
     for result in results[:2]:
@@ -139,3 +149,31 @@ def test_prefill_and_write_kernels_fit_hopper() -> None:
         assert result.registers <= 64
         # Halves of a head, or heads, in loads and stores of 16 bytes.
         assert "ld.global.v4.b32" in result.ptx and "st.global.v4.b32" in result.ptx
+
+
+def test_kernels_over_fp8_memory_fit_hopper() -> None:
+    results = compile_for_hopper([with_fp8_kv(variant) for variant in (*DECODE, *PREFILL, *WRITE)])
+    for result in results:
+        assert result.spilled == 0
+        # The one way from float16 to bfloat16 that takes a single instruction is the slow one.
+        assert "cvt.bf16.f16" not in result.ptx and "cvt.rn.bf16.f16" not in result.ptx
+    for result in results[: len(DECODE)]:
+        # Four programs of four warps on each multiprocessor. Half the bytes of bfloat16, and as many tiles on their way.
+        assert result.registers <= 120 and result.shared <= 45 * 1024
+        assert "mma.sync.aligned.m16n8k16" in result.ptx and "cp.async.cg.shared.global" in result.ptx
+    for result in results[len(DECODE) : len(DECODE) + len(PREFILL)]:
+        assert result.registers <= 128 and result.shared <= 113 * 1024
+        assert "wgmma.mma_async" in result.ptx
+    for result in results[len(DECODE) + len(PREFILL) :]:
+        assert result.registers <= 64
+    # The last only copies what is rounded already.
+    assert ["cvt.rn.satfinite.e4m3x2.f32" in result.ptx for result in results[-len(WRITE) :]] == [True] * 3 + [False]
+
+
+def test_kernels_over_fp8_memory_compile_for_ada() -> None:
+    """The oldest GPUs that have the conversions (L40S)."""
+    variants = [with_fp8_kv(variant) for variant in (DECODE[1], DECODE[4], *PREFILL, WRITE[0], WRITE[3])]
+    results = compile_for_hopper([replace(variant, capability=89) for variant in variants])
+    # Of its 99 KiB; decode with two programs on a multiprocessor.
+    assert all(result.shared <= 99 * 1024 for result in results)
+    assert all(result.spilled == 0 and result.shared <= 49 * 1024 for result in results[:2])

@@ -43,7 +43,7 @@ def shuffled(size: int, seed: int) -> Tensor:
 
 def empty_memory(num_blocks: int, block_size: int, dtype: torch.dtype) -> Tensor:
     """A layer's memory, cut from a larger one, so that its parts don't follow each other; all of it NaN."""
-    layers = torch.full((2, 3, num_blocks, NUM_KV_HEADS, block_size, HEAD_DIM), NAN, dtype=dtype)
+    layers = torch.full((2, 3, num_blocks, NUM_KV_HEADS, block_size, HEAD_DIM), NAN).to(dtype)
     return layers[:, 1]
 
 
