@@ -158,7 +158,7 @@ def test_kernels_over_fp8_memory_fit_hopper() -> None:
         # The one way from float16 to bfloat16 that takes a single instruction is the slow one.
         assert "cvt.bf16.f16" not in result.ptx and "cvt.rn.bf16.f16" not in result.ptx
     for result in results[: len(DECODE)]:
-        # Four programs of four warps on each multiprocessor. Half the bytes of bfloat16, and as many tiles on their way.
+        # Four programs of four warps on each multiprocessor.
         assert result.registers <= 120 and result.shared <= 45 * 1024
         assert "mma.sync.aligned.m16n8k16" in result.ptx and "cp.async.cg.shared.global" in result.ptx
     for result in results[len(DECODE) : len(DECODE) + len(PREFILL)]:

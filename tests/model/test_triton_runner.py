@@ -14,10 +14,13 @@ from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.runner_driver import ScatteredSequence, make_runner
 from torch import Tensor
 
+from chorus_kernels.attention.reference import rounded
 from chorus_kernels.moe import experts_forward
 from chorus_kernels.moe.layout import PackedExperts, unpack_expert
 from chorus_workers.model.checkpoint import CheckpointError, load_model, load_model_as
+from chorus_workers.runner import reference
 from chorus_workers.runner.base import Batch, SampleRequest, SequenceChunk
+from chorus_workers.runner.hybrid_attention import HybridAttention
 from chorus_workers.runner.reference import ReferenceRunner
 from chorus_workers.runner.triton import transformer
 from chorus_workers.runner.triton.form import DeviceForm
@@ -41,15 +44,20 @@ TINY = Shape(
 GREEDY = SamplingParams(temperature=0.0)
 # bfloat16 keeps 8 bits; each layer rounds some ten times, and rounding errors add up as the root of their number.
 RMS_TOLERANCE = 0.04
+FP8 = torch.float8_e4m3fn
 
 
 class Pair:
     """One checkpoint in both runners."""
 
-    def __init__(self, folder: Path, shape: Shape) -> None:
+    def __init__(
+        self, folder: Path, shape: Shape, dtype: torch.dtype = torch.bfloat16, kv_dtype: torch.dtype | None = None
+    ) -> None:
         write_checkpoint(folder, shape)
         self.reference: ReferenceRunner = make_runner(load_model(folder), num_snapshots=3)
-        self.triton = TritonRunner(load_model_as(DeviceForm(DEVICE), folder), self.reference.info)
+        model = load_model_as(DeviceForm(DEVICE, dtype), folder)
+        self.triton = TritonRunner(model, self.reference.info, kv_dtype)
+        self.tolerance = RMS_TOLERANCE
         for memory in self.triton.memory.layers:
             memory.fill_(torch.nan)
         for model in (self.reference._transformer.model, self.triton._transformer.model):
@@ -60,10 +68,18 @@ class Pair:
     def check(self, chunks: list[SequenceChunk]) -> None:
         """Runs a step in both, and compares the logits after every chunk."""
         expected = self.reference.logits(self.reference.forward(chunks))
+        assert float(relative_error(self.logits(chunks), expected).max()) < self.tolerance
+
+    def logits(self, chunks: list[SequenceChunk]) -> Tensor:
+        """The Triton runner's, after each chunk."""
         sampled = [replace(chunk, sample=SampleRequest(GREEDY, (), 0, 0)) for chunk in chunks]
-        actual = self.triton.logits(Batch(sampled)).cpu()
-        error = (actual - expected).square().mean(-1).sqrt() / expected.square().mean(-1).sqrt()
-        assert actual.shape == expected.shape and float(error.max()) < RMS_TOLERANCE
+        return self.triton.logits(Batch(sampled)).cpu()
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> Tensor:
+    """Root of the mean square, of each row."""
+    assert actual.shape == expected.shape
+    return (actual - expected).square().mean(-1).sqrt() / expected.square().mean(-1).sqrt()
 
 
 def plain_linear(
@@ -109,12 +125,12 @@ def in_reach_of_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(transformer, "expert_rows", plain_expert_rows)
 
 
-NewPair = Callable[[Shape], Pair]
+NewPair = Callable[..., Pair]
 
 
 @pytest.fixture
 def new_pair(tmp_path: Path, in_reach_of_the_interpreter: None) -> NewPair:
-    return lambda shape: Pair(tmp_path, shape)
+    return lambda shape, *dtypes: Pair(tmp_path, shape, *dtypes)
 
 
 def tokens(count: int, seed: int) -> list[int]:
@@ -216,6 +232,81 @@ def test_only_chunks_that_ask_get_a_token_and_a_failing_one_fails_alone(new_pair
     assert [token and token.failed for token in result] == [None, True, False, False]
     assert pair.triton.run(Batch([chunk(0, [3], asks=False)])).sampled == [None]
     assert pair.triton.run(Batch([])).sampled == []
+
+
+class RoundedAttention(HybridAttention):
+    """The reference's, over keys and values that float8_e4m3fn holds."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+        return super().attend(layer, q, rounded(k, FP8).float(), rounded(v, FP8).float(), sinks)
+
+
+def test_fp8_kv_costs_what_rounding_costs(new_pair: NewPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the reference: the runner over fp8 is as far from it as the reference over rounded keys and values. Of a
+    random model, whose attention is sharper than a real one's; benchmarks/kv_dtype.py asks those."""
+    pair, prompt = new_pair(SHAPE, torch.bfloat16, FP8), tokens(40, 1)
+    assert all(memory.dtype == FP8 for memory in pair.triton.memory.layers)
+
+    def logits(step: Callable[[list[SequenceChunk]], Tensor]) -> Tensor:
+        sequence = ScatteredSequence(3, pair.reference)
+        return torch.cat([step([sequence.chunk(prompt[sequence.num_computed : stop])]) for stop in range(20, 41)])
+
+    def reference_step(chunks: list[SequenceChunk]) -> Tensor:
+        return pair.reference.logits(pair.reference.forward(chunks))
+
+    expected, actual = logits(reference_step), logits(pair.logits)
+    monkeypatch.setattr(reference, "HybridAttention", RoundedAttention)
+    cost = float(relative_error(logits(reference_step), expected).mean())
+    assert 0.02 < cost < 0.2
+    assert float(relative_error(actual, expected).mean()) < 1.25 * cost + RMS_TOLERANCE
+
+
+@pytest.fixture
+def rounded_pair(new_pair: NewPair, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """Both round keys and values to fp8, and nothing else: where one has rounded in another place, it shows."""
+    if DEVICE.type == "cuda":
+        pytest.skip("kernels of products take bfloat16 only")
+    # As does the one for few tokens, of those that the interpreter runs.
+    monkeypatch.setattr(transformer, "MAX_TOKENS", 0)
+    monkeypatch.setattr(reference, "HybridAttention", RoundedAttention)
+    return new_pair(SHAPE, torch.float32, FP8)
+
+
+def assert_same_but_for_ties(errors: list[Tensor]) -> None:
+    """Numbers that all but lie in the middle between two of fp8 may fall either way, and are few."""
+    all_errors = torch.cat(errors)
+    assert float(all_errors.median()) < 1e-5 and float(all_errors.max()) < 0.05
+
+
+def test_fp8_kv_is_the_reference_s_rounded(rounded_pair: Pair) -> None:
+    """Prefill, decode, both at once, and a request that begins from a snapshot and shares pages."""
+    pair, prompt, errors = rounded_pair, tokens(40, 6), []
+    first, second, later = (ScatteredSequence(slot, pair.reference) for slot in (1, 3, 2))
+
+    def check(*chunks: SequenceChunk) -> None:
+        expected = pair.reference.logits(pair.reference.forward(chunks))
+        errors.append(relative_error(pair.logits(list(chunks)), expected))
+
+    check(replace(first.chunk(prompt[:21]), saves=((14, 2), (21, 0))), second.chunk(prompt[:1]))
+    check(first.chunk(prompt[21:22]), second.chunk(prompt[1:12]))
+    check(first.chunk(prompt[22:23]), second.chunk(prompt[12:13]))
+    later.block_table[:2], later.num_computed = first.block_table[:2], 14
+    check(replace(later.chunk(prompt[14:19]), restore=2), first.chunk(prompt[23:24]))
+    check(later.chunk([7]))
+    assert_same_but_for_ties(errors)
+
+
+def test_no_cut_of_a_prompt_changes_an_answer_over_fp8_kv(rounded_pair: Pair) -> None:
+    pair, prompt = rounded_pair, tokens(40, 1)
+
+    def logits(slot: int, sizes: tuple[int, ...]) -> Tensor:
+        sequence = ScatteredSequence(slot, pair.reference)
+        parts = [pair.logits([sequence.chunk(prompt[sequence.num_computed :][:size])]) for size in sizes]
+        return parts[-1]
+
+    whole = logits(0, (40,))
+    cuts = ((8, 9, 10, 13), (1, 20, 1, 1, 17), (30, *[1] * 10))
+    assert_same_but_for_ties([relative_error(logits(1, sizes), whole) for sizes in cuts])
 
 
 def test_experts_that_are_not_packed_are_refused_by_name(tmp_path: Path) -> None:
