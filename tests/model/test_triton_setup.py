@@ -34,6 +34,23 @@ def test_old_gpus_are_refused_by_name() -> None:
         check_capability("Tesla T4", (7, 5))
 
 
+def test_fp8_kv_is_refused_by_name_where_the_gpu_cannot_convert() -> None:
+    check_capability("NVIDIA L40S", (8, 9), "fp8_e4m3")
+    check_capability("NVIDIA H100", (9, 0), "fp8_e4m3")
+    with pytest.raises(
+        ValueError, match=r"^NVIDIA A100 has compute capability 8\.0; kv_cache_dtype 'fp8_e4m3' needs 8\.9 .* 'auto' runs"
+    ):
+        check_capability("NVIDIA A100", (8, 0), "fp8_e4m3")
+    with pytest.raises(ValueError, match="runner 'triton' needs 8"):
+        check_capability("Tesla T4", (7, 5), "fp8_e4m3")
+
+
+def test_fp8_kv_is_refused_by_the_reference_runner(tmp_path: Path) -> None:
+    config = replace(CONFIG, model=str(write_checkpoint(tmp_path)), runner="reference", kv_cache_dtype="fp8_e4m3")
+    with pytest.raises(ValueError, match="kv_cache_dtype is fp8_e4m3: runner 'reference' keeps KV in float32 only"):
+        create_runner(config)
+
+
 def test_weights_that_do_not_fit_are_told_in_numbers() -> None:
     check_weights(1 << 30, 1 << 30)
     with pytest.raises(ValueError, match=r"the weights take 60\.8 GiB, and the GPU has 20\.0 GiB free") as refusal:
@@ -46,9 +63,22 @@ def test_weights_that_do_not_fit_are_told_in_numbers() -> None:
 @pytest.fixture
 def device_of_4_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's CPU in a GPU's place."""
-    monkeypatch.setattr(device, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(device, "choose_device", lambda _: torch.device("cpu"))
     monkeypatch.setattr(factory, "_free_bytes", lambda _: 4 << 30)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+
+
+@pytest.mark.usefixtures("device_of_4_gib")
+def test_fp8_kv_has_twice_the_pages_in_the_same_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factory, "_free_bytes", lambda _: 32 << 20)
+    config = replace(CONFIG, model=str(write_checkpoint(tmp_path)), max_model_len=4096, num_slots=64)
+    plain, fp8 = (create_runner(replace(config, kv_cache_dtype=kind)) for kind in ("auto", "fp8_e4m3"))
+    assert isinstance(plain, TritonRunner) and isinstance(fp8, TritonRunner)
+    assert {memory.dtype for memory in plain.memory.layers} == {torch.bfloat16}
+    assert {memory.dtype for memory in fp8.memory.layers} == {torch.float8_e4m3fn}
+    # Rings and snapshots leave more room, too.
+    assert 2 * plain.info.num_blocks < fp8.info.num_blocks < 2.5 * plain.info.num_blocks
+    assert sum(memory.nbytes for memory in fp8.memory.layers) < 0.85 * (32 << 20)
 
 
 def out_of_memory(*_: object, **__: object) -> None:
@@ -103,6 +133,7 @@ def test_pages_in_bfloat16_take_half_the_memory(tmp_path: Path) -> None:
     model = read_config(write_checkpoint(tmp_path, Shape(vocab_size=83)))
     assert resolve(CONFIG, model, 10_240 * 9).num_blocks == 9
     assert resolve(CONFIG, model, 10_240 * 9, torch.bfloat16).num_blocks == 18
+    assert resolve(CONFIG, model, 10_240 * 9, torch.float8_e4m3fn).num_blocks == 19  # All that three requests can need.
 
 
 def gpt_oss(tmp_path: Path, num_layers: int, num_experts: int) -> ModelConfig:
@@ -111,17 +142,24 @@ def gpt_oss(tmp_path: Path, num_layers: int, num_experts: int) -> ModelConfig:
     return replace(model, num_heads=64, num_kv_heads=8, head_dim=64, num_experts=num_experts, windows=windows)
 
 
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("num_slots", [1, 32, 256])
 @pytest.mark.parametrize(("num_layers", "num_experts", "free"), [(24, 32, 9 << 30), (36, 128, 15 << 30)])
 def test_one_gpu_holds_a_whole_context_and_all_kv_fits(
-    tmp_path: Path, num_layers: int, num_experts: int, free: int, num_slots: int, prefix_cache: bool
+    tmp_path: Path,
+    num_layers: int,
+    num_experts: int,
+    free: int,
+    num_slots: int,
+    prefix_cache: bool,
+    kv_dtype: torch.dtype,
 ) -> None:
     """What 20b leaves of 24 GB, and 120b of 80 GB."""
     model = gpt_oss(tmp_path, num_layers, num_experts)
     config = replace(CONFIG, max_model_len=None, num_slots=num_slots, prefix_cache=prefix_cache)
-    info = resolve(config, model, device_page_bytes(config, model, free, torch.bfloat16), torch.bfloat16)
-    taken = kv_bytes(model, info, torch.bfloat16)
+    info = resolve(config, model, device_page_bytes(config, model, free, kv_dtype), kv_dtype)
+    taken = kv_bytes(model, info, kv_dtype)
     assert info.max_model_len == 131072 and taken <= 0.85 * free
     assert num_slots == 1 or taken > 0.84 * free or info.num_blocks * 16 == num_slots * 8192
 
