@@ -1,6 +1,7 @@
 """Speed of one engine without a cluster around it: time per output token, throughput, prefill.
 
-usage: PYTHONPATH=workers:kernels:. python benchmarks/engine.py --model DIR [--runner triton] [--points JSON] [--note N]
+usage: PYTHONPATH=workers:kernels:. python benchmarks/engine.py --model DIR [--runner triton] [--points JSON]
+       [--kv-cache-dtype fp8_e4m3] [--note N]
 
 A point is [batch size, input tokens, output tokens]: so many requests of random tokens arrive at once, and are drawn
 from at temperature 1 until each has its output. A point is repeated until two passes agree within 2% (six at most, as
@@ -95,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a checkpoint's folder, or demo")
     parser.add_argument("--runner", choices=("reference", "triton"), default="reference")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8_e4m3"), default="auto")
     parser.add_argument("--points", type=json.loads, default=POINTS, help="[[batch size, input, output], ...]")
     parser.add_argument("--max-batched-tokens", type=int, default=8192)
     parser.add_argument("--note", help="what is special about this run; keeps its lines")
@@ -109,6 +111,7 @@ def main() -> None:
         max_batched_tokens=max(options.max_batched_tokens, num_slots),
         prefix_cache=False,
         runner=options.runner,
+        kv_cache_dtype=options.kv_cache_dtype,
     )
     # What the start took, to standard error.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -116,6 +119,8 @@ def main() -> None:
     runner = create_runner(config)
     engine = Engine(runner, max_queued_requests=0, clock=time.monotonic, prefix_cache=False)
     known = {"model": options.model, "runner": options.runner}
+    if options.kv_cache_dtype != "auto":
+        known["kv_cache_dtype"] = options.kv_cache_dtype
     print(json.dumps(known | {"startup_s": round(time.perf_counter() - begin, 1)}), flush=True)
     source = random.Random(0)
     try:

@@ -110,10 +110,11 @@ def rows(tokens: Sequence[int]) -> Iterator[Row]:
         yield from _norm_rows(count)
         for model in NUM_EXPERTS:
             yield from _moe_rows(model, count)
-    for num_sequences, length in DECODE:
-        yield from _decode_rows(num_sequences, length)
-    for num_chunks, length in PREFILL:
-        yield from _prefill_rows(num_chunks, length)
+    for kv_dtype in (torch.bfloat16, torch.float8_e4m3fn):
+        for num_sequences, length in DECODE:
+            yield from _decode_rows(num_sequences, length, kv_dtype)
+        for num_chunks, length in PREFILL:
+            yield from _prefill_rows(num_chunks, length, kv_dtype)
     for count in (1, 64, 256):
         yield _sampling_row(count)
 
@@ -212,19 +213,23 @@ def _random_experts(num_experts: int, num_rows: int, num_columns: int) -> Packed
     return packed
 
 
-def _kv(num_blocks: int, block_size: int) -> Tensor:
-    return _random(2, num_blocks, KV_HEADS, block_size, HEAD_DIM)
+def _kv(num_blocks: int, block_size: int, dtype: torch.dtype) -> Tensor:
+    return _random(2, num_blocks, KV_HEADS, block_size, HEAD_DIM).to(dtype)
 
 
-def _decode_rows(count: int, length: int) -> Iterator[Row]:
+def _suffix(kv_dtype: torch.dtype) -> str:
+    return " fp8" if kv_dtype == torch.float8_e4m3fn else ""
+
+
+def _decode_rows(count: int, length: int, kv_dtype: torch.dtype) -> Iterator[Row]:
     pages = -(-length // PAGE)
 
     def full() -> Callable[[], object]:
         tables = torch.randperm(count * pages, device=_DEVICE).int().view(count, pages)
-        return attend(_kv(count * pages, PAGE), tables, False)
+        return attend(_kv(count * pages, PAGE, kv_dtype), tables, False)
 
     def window() -> Callable[[], object]:
-        return attend(_kv(count, WINDOW), torch.arange(count, device=_DEVICE).int().view(count, 1), True)
+        return attend(_kv(count, WINDOW, kv_dtype), torch.arange(count, device=_DEVICE).int().view(count, 1), True)
 
     def attend(kv: Tensor, tables: Tensor, ring: bool) -> Callable[[], object]:
         qkv, cos_sin = _random(count, QKV), _random(count, HEAD_DIM, dtype=torch.float32)
@@ -232,12 +237,12 @@ def _decode_rows(count: int, length: int) -> Iterator[Row]:
         return lambda: attention.rope_decode_attention(qkv, cos_sin, kv, tables, lengths, sinks, ring=ring)
 
     for name, seen, make in (("full", length, full), ("window", min(length, WINDOW), window)):
-        num_bytes = count * (seen * 4 * KV_HEADS * HEAD_DIM + 2 * (QKV + ATTENDED))
+        num_bytes = count * (seen * 2 * kv_dtype.itemsize * KV_HEADS * HEAD_DIM + 2 * (QKV + ATTENDED))
         num_ops = 4 * count * seen * ATTENDED
-        yield Row(f"decode attention {name}", f"S={count} L={length}", num_bytes, num_ops, make)
+        yield Row(f"decode attention {name}{_suffix(kv_dtype)}", f"S={count} L={length}", num_bytes, num_ops, make)
 
 
-def _prefill_rows(num_chunks: int, length: int) -> Iterator[Row]:
+def _prefill_rows(num_chunks: int, length: int, kv_dtype: torch.dtype) -> Iterator[Row]:
     count, pages = num_chunks * length, -(-length // PAGE)
     lengths, starts = [length] * num_chunks, [0] * num_chunks
 
@@ -246,11 +251,12 @@ def _prefill_rows(num_chunks: int, length: int) -> Iterator[Row]:
 
     def make(window: int | None) -> Callable[[], object]:
         if window is None:
-            kv, tables = _kv(num_chunks * pages, PAGE), torch.arange(num_chunks * pages, device=_DEVICE).int()
+            kv, tables = _kv(num_chunks * pages, PAGE, kv_dtype), torch.arange(num_chunks * pages, device=_DEVICE).int()
         else:
-            kv, tables = _kv(num_chunks, window), torch.arange(num_chunks, device=_DEVICE).int()
+            kv, tables = _kv(num_chunks, window, kv_dtype), torch.arange(num_chunks, device=_DEVICE).int()
         tables = tables.view(num_chunks, -1)
-        q, k, v = (_random(count, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS))
+        q = _random(count, HEADS, HEAD_DIM)
+        k, v = (_random(count, KV_HEADS, HEAD_DIM).to(kv_dtype) for _ in range(2))
         fresh = {} if window is None else {"window": window, "k": k, "v": v}
         cu_tokens, first, sinks = integers(range(0, count + 1, length)), integers(starts), _random(HEADS)
         tiles = attention.prefill_tiles(lengths, starts, HEADS // KV_HEADS).to(_DEVICE)
@@ -258,15 +264,22 @@ def _prefill_rows(num_chunks: int, length: int) -> Iterator[Row]:
 
     def rope() -> Callable[[], object]:
         qkv, cos_sin = _random(count, QKV), _random(count, HEAD_DIM, dtype=torch.float32)
-        kv, where = _kv(num_chunks * pages, PAGE), torch.arange(count, device=_DEVICE).int()
+        kv, where = _kv(num_chunks * pages, PAGE, kv_dtype), torch.arange(count, device=_DEVICE).int()
         return lambda: attention.rope_and_write(qkv, cos_sin, kv, where)
 
     shape, num_bytes = f"{num_chunks} x {length}", 2 * count * (QKV + ATTENDED)
     full_pairs, window_pairs = length * (length + 1) // 2, length * WINDOW - WINDOW * (WINDOW - 1) // 2
     for name, window, pairs in (("full", None, full_pairs), ("window", WINDOW, window_pairs)):
         num_ops = 4 * num_chunks * pairs * ATTENDED
-        yield Row(f"prefill attention {name}", shape, num_bytes, num_ops, lambda window=window: make(window))
-    yield Row("rope_and_write", shape, 4 * count * QKV, 0, rope)
+        yield Row(
+            f"prefill attention {name}{_suffix(kv_dtype)}",
+            shape,
+            num_bytes,
+            num_ops,
+            lambda window=window: make(window),
+        )
+    written = 2 * KV_HEADS * HEAD_DIM * kv_dtype.itemsize
+    yield Row(f"rope_and_write{_suffix(kv_dtype)}", shape, count * (2 * QKV + 2 * ATTENDED + written), 0, rope)
 
 
 def _sampling_row(count: int) -> Row:

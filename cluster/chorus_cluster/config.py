@@ -113,8 +113,8 @@ class WorkersConfig:
     # "reference": PyTorch on CPUs. "triton": our kernels on a GPU. "auto": triton for a checkpoint where there are GPUs
     # (A100, H100, ...), else reference.
     runner: Literal["auto", "reference", "triton"] = "auto"
-    # What keys and values are kept in. "auto": the model's dtype. "fp8_e4m3": half the memory, at some loss of accuracy;
-    # runner triton only, on an L40S, H100 or newer.
+    # How keys and values are kept. "auto": in the model's dtype. "fp8_e4m3": in half the memory, at some loss of
+    # accuracy; runner triton only, on an L40S, H100 or newer.
     kv_cache_dtype: Literal["auto", "fp8_e4m3"] = "auto"
     # Threads of the CPU runner. Unset: it decides.
     num_threads: Count | None = None

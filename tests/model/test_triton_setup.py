@@ -38,7 +38,8 @@ def test_fp8_kv_is_refused_by_name_where_the_gpu_cannot_convert() -> None:
     check_capability("NVIDIA L40S", (8, 9), "fp8_e4m3")
     check_capability("NVIDIA H100", (9, 0), "fp8_e4m3")
     with pytest.raises(
-        ValueError, match=r"^NVIDIA A100 has compute capability 8\.0; kv_cache_dtype 'fp8_e4m3' needs 8\.9 .* 'auto' runs"
+        ValueError,
+        match=r"^NVIDIA A100 has compute capability 8\.0; kv_cache_dtype 'fp8_e4m3' needs 8\.9 .* 'auto' runs",
     ):
         check_capability("NVIDIA A100", (8, 0), "fp8_e4m3")
     with pytest.raises(ValueError, match="runner 'triton' needs 8"):

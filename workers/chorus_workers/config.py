@@ -46,8 +46,8 @@ class WorkerConfig:
     num_threads: int | None = None
     # "reference": PyTorch on CPUs. "triton": our kernels on a GPU.
     runner: RunnerKind = "reference"
-    # What keys and values are kept in. "auto": the model's dtype. "fp8_e4m3": half the memory of bfloat16, at some loss
-    # of accuracy; runner "triton" only.
+    # How keys and values are kept. "auto": in the model's dtype. "fp8_e4m3": in half the memory, at some loss of
+    # accuracy; runner "triton" only.
     kv_cache_dtype: KvCacheDtype = "auto"
     # Ray actor that gathers metrics, as "name" or "namespace/name"; once a second it is sent
     # push(role: str, replica: str, page: str). None: metrics are not pushed.

@@ -52,7 +52,10 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
         ("workers: {replicas: 2}\nhttp: {}\nworkers: {shards: 2}", "the key 'workers' stands here twice"),
         ("http: {port: 1, port: 2}", "the key 'port' stands here twice"),
         ("workers:", "workers: must be a section (found None)"),
-        ("workers: {kv_cache_dtype: fp8}", "workers.kv_cache_dtype: input should be 'auto' or 'fp8_e4m3' (found 'fp8')"),
+        (
+            "workers: {kv_cache_dtype: fp8}",
+            "workers.kv_cache_dtype: input should be 'auto' or 'fp8_e4m3' (found 'fp8')",
+        ),
         ("workers: {kv: 3}", "workers.kv: must be a section (found 3)"),
     ],
 )
