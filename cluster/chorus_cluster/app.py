@@ -87,6 +87,7 @@ def _workers(config: AppConfig) -> Application:
             prefix_cache=workers.kv.prefix_cache,
             max_num_seqs=engine.max_num_seqs,
             max_batched_tokens=engine.max_batched_tokens,
+            step_budget_s=workers.step_budget_s,
             max_queued_requests=workers.max_queued_requests,
             num_shards=workers.shards,
             merge_interval_s=workers.merge_interval_s,

@@ -102,6 +102,9 @@ class WorkersConfig:
     max_num_seqs: Count | None = None
     # Tokens of one engine step. Unset: 512 on CPUs, 8192 on a GPU.
     max_batched_tokens: Count | None = None
+    # Seconds that a step should take while answers are being written: prompts get fewer of its tokens then, which
+    # bounds the time between two tokens of an answer. Unset: no limit.
+    step_budget_s: Amount | None = None
     # Requests that may wait in an engine; more are answered 429.
     max_queued_requests: Count = 128
     # Tokens after the first are sent at most this often.

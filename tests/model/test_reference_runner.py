@@ -69,16 +69,6 @@ def test_a_crowd_generates_what_each_does_alone(runner: ReferenceRunner, params:
         assert alone.generated == crowd[slot].generated
 
 
-def test_a_slot_and_its_pages_can_be_used_again(runner: ReferenceRunner) -> None:
-    poison(runner)
-    first = Request(2, runner, prompts()[2])
-    run_steps(runner, [first], 5)
-    second, fresh = Request(2, runner, prompts()[1]), Request(1, runner, prompts()[1])
-    run_steps(runner, [second], 20)
-    run_steps(runner, [fresh], 20)
-    assert second.generated == fresh.generated
-
-
 def test_recompute_after_preemption_goes_on_with_the_same_tokens(runner: ReferenceRunner) -> None:
     params = SamplingParams(temperature=0.8, seed=2**63 + 1)
     whole = Request(0, runner, prompts()[0], params)
@@ -108,14 +98,6 @@ def test_a_failing_request_leaves_the_others_and_its_successors_alone(tmp_path: 
     assert [request.generated for request in requests] == [request.generated for request in expected]
 
 
-def test_only_chunks_that_ask_get_a_token(runner: ReferenceRunner) -> None:
-    a, b = Request(0, runner, [1, 2, 3]), Request(1, runner, [4, 5])
-    result = runner.run(Batch([a.chunk([1, 2]), b.next_chunk(), Request(2, runner, [9]).chunk([9])]))
-    assert [token is None for token in result.sampled] == [True, False, True]
-    assert runner.run(Batch([a.chunk([3])])).sampled == [None]
-    assert runner.run(Batch([])).sampled == []
-
-
 def test_subnormal_numbers_are_zero_within_a_step_only(runner: ReferenceRunner) -> None:
     """Unpacking MXFP4 needs them; attention is slow with them."""
     seen = []
@@ -143,18 +125,6 @@ def test_a_model_without_window_layers_and_one_with_nothing_else(tmp_path: Path)
             runner.run(Batch([alone.chunk([token])]))
         run_steps(runner, [alone], 10)
         assert alone.generated == crowd[0].generated
-
-
-def test_the_compact_vocabulary_serves_unknown_tokens_and_never_draws_one(tmp_path: Path) -> None:
-    ids = tuple(range(3, 300, 9))
-    shape = Shape(num_layers=2, vocab_size=1000, vocabulary_rows=(*ids[:10], -1, *ids[10:]))
-    runner = make_runner(load_model(write_checkpoint(tmp_path, shape)))
-    params = SamplingParams(temperature=5.0, seed=1)
-    requests = [Request(slot, runner, [prompt, 999, 3], params) for slot, prompt in enumerate((0, 500, 12))]
-    run_steps(runner, requests, 40)
-    # 0 and 500 are both unknown, hence the same to the model.
-    assert requests[0].generated == requests[1].generated != requests[2].generated
-    assert {token for request in requests for token in request.generated} <= set(ids)
 
 
 CONFIG = RunnerConfig("", max_model_len=100, block_size=16, num_blocks=None, num_slots=3, max_batched_tokens=64)

@@ -12,11 +12,10 @@ import pytest
 import torch
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.runner_driver import ScatteredSequence, make_runner
+from tests.support.triton_stand_ins import DEVICE, stand_in
 from torch import Tensor
 
 from chorus_kernels.attention.reference import rounded
-from chorus_kernels.moe import experts_forward
-from chorus_kernels.moe.layout import PackedExperts, unpack_expert
 from chorus_workers.model.checkpoint import CheckpointError, load_model, load_model_as
 from chorus_workers.runner import reference
 from chorus_workers.runner.base import Batch, SampleRequest, SequenceChunk
@@ -28,7 +27,6 @@ from chorus_workers.runner.triton.runner import TritonRunner
 from chorus_workers.runner.triton.step import prepare_step
 from chorus_workers.sampling_params import SamplingParams
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPE = Shape(num_experts=5, num_experts_per_token=2, head_dim=16, vocab_size=83, window=9)
 TINY = Shape(
     num_layers=2,
@@ -82,47 +80,9 @@ def relative_error(actual: Tensor, expected: Tensor) -> Tensor:
     return (actual - expected).square().mean(-1).sqrt() / expected.square().mean(-1).sqrt()
 
 
-def plain_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-    out: Tensor | None = None,
-    *,
-    overlap: bool = True,
-) -> Tensor:
-    y = torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    y = (y if residual is None else y + residual.float()).to(out_dtype or x.dtype)
-    return y if out is None else out.copy_(y)
-
-
-def plain_expert_rows(
-    x: Tensor,
-    experts: Tensor,
-    gate_up: PackedExperts,
-    gate_up_bias: Tensor,
-    down: PackedExperts,
-    down_bias: Tensor,
-    *,
-    alpha: float,
-    limit: float,
-    first_expert: int,
-    x_factor: float,
-) -> Tensor:
-    unpacked = [torch.stack([unpack_expert(p, e) for e in range(p.num_experts)]) for p in (gate_up, down)]
-    slots = experts.long().view(-1, 1)
-    return experts_forward(
-        x.float().repeat_interleave(experts.shape[1], 0) / x_factor, slots, torch.ones(slots.shape), unpacked[0],
-        gate_up_bias.float(), unpacked[1], down_bias.float(), alpha=alpha, limit=limit, first_expert=first_expert,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def in_reach_of_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    if DEVICE.type == "cpu":
-        monkeypatch.setattr(transformer, "linear", plain_linear)
-        monkeypatch.setattr(transformer, "expert_rows", plain_expert_rows)
+    stand_in(monkeypatch)
 
 
 NewPair = Callable[..., Pair]
@@ -208,30 +168,6 @@ def test_the_compact_vocabulary(new_pair: NewPair) -> None:
     pair = new_pair(shape)
     sequence = ScatteredSequence(0, pair.reference)
     pair.check([sequence.chunk([0, 500, 12, 999])])
-    sample = SampleRequest(SamplingParams(temperature=5.0, seed=1), (0, 500, 12, 999, 3), 5, 5)
-    (drawn,) = pair.triton.run(Batch([replace(sequence.chunk([3]), sample=sample)])).sampled
-    assert drawn is not None and drawn.token_id in ids
-
-
-def test_only_chunks_that_ask_get_a_token_and_a_failing_one_fails_alone(new_pair: NewPair) -> None:
-    pair = new_pair(replace(SHAPE, num_layers=2))
-    pair.triton._transformer.model.embedding[82] = torch.nan
-    sequences = [ScatteredSequence(slot, pair.reference) for slot in range(4)]
-
-    def chunk(slot: int, token_ids: list[int], *, asks: bool) -> SequenceChunk:
-        sample = SampleRequest(GREEDY, token_ids, len(token_ids), len(token_ids)) if asks else None
-        return replace(sequences[slot].chunk(token_ids), sample=sample)
-
-    batch = [
-        chunk(0, [1, 2], asks=False),
-        chunk(1, [5, 82, 6], asks=True),
-        chunk(2, [4], asks=True),
-        chunk(3, [7, 8], asks=True),
-    ]
-    result = pair.triton.run(Batch(batch)).sampled
-    assert [token and token.failed for token in result] == [None, True, False, False]
-    assert pair.triton.run(Batch([chunk(0, [3], asks=False)])).sampled == [None]
-    assert pair.triton.run(Batch([])).sampled == []
 
 
 class RoundedAttention(HybridAttention):

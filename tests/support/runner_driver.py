@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from chorus_workers.model.weights import ReferenceModel
-from chorus_workers.runner.base import RunnerInfo, SequenceChunk
+from chorus_workers.runner.base import Runner, RunnerInfo, SequenceChunk
 from chorus_workers.runner.reference import ReferenceRunner
 
 
@@ -36,7 +36,7 @@ def poison(runner: ReferenceRunner) -> None:
 class ScatteredSequence:
     """One request: a slot, and pages in a scattered order."""
 
-    def __init__(self, slot: int, runner: ReferenceRunner) -> None:
+    def __init__(self, slot: int, runner: Runner) -> None:
         self.slot = slot
         self.num_computed = 0
         count = runner.info.num_blocks // runner.info.num_slots

@@ -31,6 +31,8 @@ class WorkerConfig:
     max_num_seqs: int = 32
     # Tokens computed in one step, over all requests.
     max_batched_tokens: int = 512
+    # Seconds that a step should take while answers are being written: prompts get fewer tokens then. None: no limit.
+    step_budget_s: float | None = None
     # Requests waiting beyond the running ones; the next one is refused as OVERLOADED.
     max_queued_requests: int = 256
     num_shards: int = 1
@@ -69,6 +71,8 @@ class WorkerConfig:
                 f"max_batched_tokens is {self.max_batched_tokens}: it must be at least max_num_seqs "
                 f"({self.max_num_seqs}), so that every running request can decode in every step"
             )
+        if self.step_budget_s is not None and not self.step_budget_s > 0:
+            raise ValueError(f"step_budget_s is {self.step_budget_s}: it must be more than 0 seconds")
         if not 0 <= self.merge_interval_s <= 1:
             raise ValueError(f"merge_interval_s is {self.merge_interval_s}: it must be between 0 and 1 seconds")
         check_kv_cache_dtype(self.runner, self.kv_cache_dtype)

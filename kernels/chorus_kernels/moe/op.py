@@ -33,7 +33,7 @@ _COLUMNS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Tile sizes of the grouped path: rows, slots and steps of 64 columns a program has at a time."""
+    """Tile sizes of the grouped kernels: rows, slots and steps of 64 columns a program has at a time."""
 
     rows: int
     slots: int
@@ -190,8 +190,8 @@ def expert_rows(
 
     x: bfloat16 [T, H], times x_factor (1 or `operand_factor`), less than 2^63 in size; experts: int32 [T, K], distinct
     within a token; gate_up: [E, 2 I, H], gate and up rows interleaved; gate_up_bias: bfloat16 or float32 [E, 2 I];
-    down: [E, H, I]; down_bias: likewise [E, H]. Returns bfloat16 or float32 [T K, H]. The matrices
-    are those of experts first_expert to first_expert + E - 1; rows of other experts are left unwritten.
+    down: [E, H, I]; down_bias: likewise [E, H]. Returns bfloat16 or float32 [T K, H]. The matrices are those of experts
+    first_expert to first_expert + E - 1; rows of other experts are left unwritten.
 
     Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
     """

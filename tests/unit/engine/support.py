@@ -54,6 +54,7 @@ class SimulatedRunner(Runner):
         max_batched_tokens: int = 16,
         max_model_len: int = 64,
         step_time_s: float = 1.0,
+        token_time_s: float = 0.0,
         num_snapshots: int = 0,
         has_window_layers: bool = True,
     ) -> None:
@@ -69,7 +70,7 @@ class SimulatedRunner(Runner):
             has_window_layers=has_window_layers,
         )
         self._clock = clock
-        self._step_time_s = step_time_s
+        self._step_time_s, self._token_time_s = step_time_s, token_time_s
         self._pages: list[list[Entry]] = [[(None, "")] * block_size for _ in range(num_blocks)]
         self._rings: list[list[Entry]] = [[] for _ in range(num_slots)]
         self._snapshots: list[list[Entry]] = [[] for _ in range(num_snapshots)]
@@ -92,7 +93,7 @@ class SimulatedRunner(Runner):
                 self._ring_ends[chunk.slot] = self._snapshot_ends[chunk.restore]
         sampled = [self._run_chunk(chunk) for chunk in batch.chunks]
         if self._clock is not None:
-            self._clock.now += self._step_time_s
+            self._clock.now += self._step_time_s + self._token_time_s * sum(len(c.token_ids) for c in batch.chunks)
         return StepResult(sampled)
 
     def close(self) -> None:
@@ -149,13 +150,24 @@ Build = Callable[..., tuple[Engine, SimulatedRunner, ManualClock]]
 
 
 def build_engine(
-    *, overlaps: bool = False, max_queued_requests: int = 100, prefix_cache: bool = True, **settings: int
+    *,
+    overlaps: bool = False,
+    max_queued_requests: int = 100,
+    prefix_cache: bool = True,
+    step_budget_s: float | None = None,
+    **settings: float,
 ) -> tuple[Engine, SimulatedRunner, ManualClock]:
     """An engine whose runner computes each step at once, or, if it overlaps, when the next one was launched."""
     clock = ManualClock()
     simulated = SimulatedRunner(clock, **settings)  # type: ignore[arg-type]
     runner = OverlappingRunner(simulated) if overlaps else simulated
-    engine = Engine(runner, max_queued_requests=max_queued_requests, clock=clock, prefix_cache=prefix_cache)
+    engine = Engine(
+        runner,
+        max_queued_requests=max_queued_requests,
+        clock=clock,
+        prefix_cache=prefix_cache,
+        step_budget_s=step_budget_s,
+    )
     return engine, simulated, clock
 
 

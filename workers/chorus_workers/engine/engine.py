@@ -22,11 +22,17 @@ class Engine:
     """Continuous batching over a runner. Not thread-safe; does no I/O but what the runner does.
 
     `clock` returns seconds; deadlines and arrival times are on it. With `prefix_cache`, requests that begin alike use
-    the same KV.
+    the same KV. `step_budget_s`: see WorkerConfig.
     """
 
     def __init__(
-        self, runner: Runner, *, max_queued_requests: int, clock: Callable[[], float], prefix_cache: bool = True
+        self,
+        runner: Runner,
+        *,
+        max_queued_requests: int,
+        clock: Callable[[], float],
+        prefix_cache: bool = True,
+        step_budget_s: float | None = None,
     ) -> None:
         info = runner.info
         self.stats = EngineStats()
@@ -44,6 +50,7 @@ class Engine:
             max_num_seqs=info.num_slots,
             max_batched_tokens=info.max_batched_tokens,
             max_queued_requests=max_queued_requests,
+            step_budget_s=step_budget_s,
         )
         self._scheduler = Scheduler(limits, self._kv, self.stats, clock)
         # The step that was launched before the last one was committed.

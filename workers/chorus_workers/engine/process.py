@@ -145,6 +145,7 @@ def run(sock: socket.socket) -> None:
                 max_queued_requests=config.max_queued_requests,
                 clock=time.monotonic,
                 prefix_cache=config.prefix_cache,
+                step_budget_s=config.step_budget_s,
             )
             try:
                 serve(link, engine, engine.info)

@@ -2,7 +2,8 @@
 
 There are no phases: every request has tokens it knows and a count of those whose KV is computed, and a step gives each
 running request some of the difference. Requests with one token to go (decode) come first; what is left of the token
-budget goes to those with more (prefill, in chunks), then to waiting ones. So a long prompt never stops the others.
+budget goes to those with more (prefill, in chunks), then to waiting ones. So a long prompt never stops the others; how
+much it slows them is bounded by a time for steps, if one is set (`PrefillBudget`).
 
 A request is admitted with pages for all the tokens it knows, in order of priority and arrival. As answers grow, pages
 may run out: then the request that came last gives up its KV and waits to be computed again. Its tokens stay, and random
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 
 from chorus_workers.engine.kv_cache import KVCacheManager
 from chorus_workers.engine.output import StepOutput, TokenLogprobs
+from chorus_workers.engine.prefill_budget import PrefillBudget
 from chorus_workers.engine.request import FinishReason, GenerationRequest, Refusal, RefusalReason, Refused, Request
 from chorus_workers.engine.stats import EngineLoad, EngineStats
 from chorus_workers.engine.throughput import Throughput
@@ -48,6 +50,7 @@ class SchedulerLimits:
     max_num_seqs: int
     max_batched_tokens: int
     max_queued_requests: int
+    step_budget_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -56,10 +59,12 @@ class ScheduledStep:
 
     # On the scheduler's clock.
     scheduled_at: float
+    max_tokens: int
     chunks: list[SequenceChunk] = field(default_factory=list)
     # One for each chunk.
     requests: list[Request] = field(default_factory=list)
     num_tokens: int = 0
+    num_decode_tokens: int = 0
     # Whether the next step may be scheduled before this one is committed: not if a token that this one draws must be
     # known for the next to be drawn. All wait then, not only that request: it is rare, and simple.
     may_be_overlapped: bool = True
@@ -90,6 +95,7 @@ class Scheduler:
         self._next_deadline = math.inf
         self._output = StepOutput()
         self._throughput = Throughput()
+        self._prefill_budget = PrefillBudget(limits.step_budget_s)
         self._last_commit = -math.inf
 
     @property
@@ -142,7 +148,7 @@ class Scheduler:
         now = self._clock()
         if now >= self._next_deadline:
             self._expire(now)
-        step = ScheduledStep(now)
+        step = ScheduledStep(now, self._limits.max_batched_tokens)
         self._schedule_running(step)
         self._admit(step)
         return step
@@ -224,15 +230,18 @@ class Scheduler:
             elif num_uncomputed > 1:
                 lacking_more.append(request)
             index += 1
+        step.num_decode_tokens = step.num_tokens
+        if step.num_decode_tokens:
+            step.max_tokens = min(step.max_tokens, step.num_tokens + self._prefill_budget.num_tokens())
         for request in lacking_more:
-            if step.num_tokens == self._limits.max_batched_tokens:
+            if step.num_tokens == step.max_tokens:
                 break
             self._prefill(step, request)
 
     def _admit(self, step: ScheduledStep) -> None:
         """Chunks for waiting requests, in order, as far as there is budget and memory."""
         reserve = math.ceil(self._kv.num_blocks * _RESERVED_SHARE)
-        while step.num_tokens < self._limits.max_batched_tokens and len(self._running) < self._limits.max_num_seqs:
+        while step.num_tokens < step.max_tokens and len(self._running) < self._limits.max_num_seqs:
             # Who gave way with a token pending keeps its place.
             if not self._waiting or self._waiting[0].num_pending_tokens:
                 return
@@ -259,8 +268,7 @@ class Scheduler:
         self._output.started[request.request_id] = (queue_time, num_cached)
 
     def _prefill(self, step: ScheduledStep, request: Request) -> None:
-        budget = self._limits.max_batched_tokens - step.num_tokens
-        self._add_chunk(step, request, min(budget, request.num_uncomputed_tokens))
+        self._add_chunk(step, request, min(step.max_tokens - step.num_tokens, request.num_uncomputed_tokens))
 
     def _add_chunk(self, step: ScheduledStep, request: Request, num_tokens: int) -> None:
         """The request's next tokens, which count as computed from now on; and a token, once they reach the last."""
@@ -357,6 +365,8 @@ class Scheduler:
         self._stats.batch_tokens.observe(step.num_tokens)
         self._stats.num_computed_tokens += step.num_tokens
         self._throughput.observe(step.num_tokens, step_time)
+        num_prefill_tokens = step.num_tokens - step.num_decode_tokens
+        self._prefill_budget.observe(step.num_decode_tokens, num_prefill_tokens, step_time)
 
 
 def _order(request: Request) -> tuple[int, int]:
