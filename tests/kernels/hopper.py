@@ -19,14 +19,15 @@ from typing import Any
 _ROOTS = ("cluster", "workers", "kernels", "protos", ".")
 _REPOSITORY = Path(__file__).parents[2]
 _TIMEOUT_S = 170
+_STORES = re.compile(r"\b(st|red|atom)\.[\w.:]*global")
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One compilation: `kernel` is "module:function"; `signature` maps its run-time parameters, in their order, to
     Triton's types ("*bf16", "i32", ...); `constants` its constexprs. Pointers are taken as divisible by 16, and so are
-    the integers named in `divisible`; an integer whose signature says "1" is specialised to one. Kernels that can begin
-    early are compiled so, with DEPENDENT."""
+    the integers named in `divisible`; an integer whose signature says "1" is specialised to one. `dependent`: whether a
+    kernel that can begin before the one before it has ended is compiled to."""
 
     kernel: str
     signature: Mapping[str, str]
@@ -37,18 +38,21 @@ class Variant:
     max_registers: int | None = None
     # The compute capability, times ten: Hopper's, unless another is given.
     capability: int = 90
+    dependent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """What a kernel takes: registers a thread, bytes spilled a thread, bytes of shared memory a program. `specialised`:
-    the run-time integers of which a new kind of value (1, a multiple of 16, another) makes a launch compile anew."""
+    the run-time integers of which a new kind of value (1, a multiple of 16, another) makes a launch compile anew;
+    `early`: whether it may begin before the kernel before it has ended."""
 
     registers: int
     spilled: int
     shared: int
     ptx: str
     specialised: Sequence[str]
+    early: bool
 
 
 def compile_for_hopper(variants: Sequence[Variant]) -> list[Compiled]:
@@ -65,7 +69,13 @@ def compile_for_hopper(variants: Sequence[Variant]) -> list[Compiled]:
             timeout=_TIMEOUT_S,
         )
     assert result.returncode == 0, result.stderr[-4000:]
-    return [Compiled(**fields) for fields in json.loads(result.stdout)]
+    compiled = [Compiled(**fields) for fields in json.loads(result.stdout)]
+    for variant, kernel in zip(variants, compiled, strict=True):
+        # Waiting is asked of exactly the kernels that may begin early, and none stores before it has waited.
+        ahead, *behind = kernel.ptx.split("griddepcontrol.wait")
+        assert bool(behind) == kernel.early, variant
+        assert not behind or not _STORES.search(ahead), variant
+    return compiled
 
 
 def _compile(variant: Variant) -> Compiled:
@@ -75,9 +85,9 @@ def _compile(variant: Variant) -> Compiled:
 
     module, name = variant.kernel.split(":")
     function = getattr(importlib.import_module(module), name)
-    dependent = "DEPENDENT" in function.arg_names
-    early = variant.capability >= 90
-    constants = {**variant.constants, "DEPENDENT": early} if dependent else variant.constants
+    can_wait = "DEPENDENT" in function.arg_names
+    early = can_wait and variant.dependent and variant.capability >= 90
+    constants = {**variant.constants, "DEPENDENT": early} if can_wait else variant.constants
     signature = {
         parameter: "constexpr"
         if parameter in constants or variant.signature[parameter] == "1"
@@ -92,7 +102,7 @@ def _compile(variant: Variant) -> Compiled:
     }
     source = ASTSource(function, signature, {**constants, **ones}, attributes)
     options: dict[str, Any] = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    if dependent and early:
+    if early:
         options["launch_pdl"] = True
     if variant.max_registers is not None:
         options["maxnreg"] = variant.max_registers
@@ -100,7 +110,7 @@ def _compile(variant: Variant) -> Compiled:
     registers, spilled = _resources(compiled.asm["cubin"])
     integers = [name for name, kind in variant.signature.items() if kind in ("i32", "i64", "1")]
     specialised = [p.name for p in function.params if p.name in integers and not p.do_not_specialize]
-    return Compiled(registers, spilled, compiled.metadata.shared, compiled.asm["ptx"], specialised)
+    return Compiled(registers, spilled, compiled.metadata.shared, compiled.asm["ptx"], specialised, early)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
