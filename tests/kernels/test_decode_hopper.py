@@ -102,7 +102,7 @@ def test_dense_products_load_ahead_and_exchange_nothing() -> None:
         ahead, behind = compiled.ptx.split("griddepcontrol.wait")
         # Of a warp's quarter of K, 512 columns of weights are on their way before the kernel waits, and nothing is
         # stored; after it come the rest, and the tokens'.
-        wide = "ld.global.cg.v4.b32"
+        wide = "ld.global.L1::evict_first.L2::cache_hint.v4.b32"
         assert ahead.count(wide) == 16 and "st.global" not in ahead
         assert compiled.ptx.count(wide) >= blocks and behind.count("ld.global.v4.b32") >= halves * blocks
         # Two for each block of 32 columns, in whole chunks of eight blocks.

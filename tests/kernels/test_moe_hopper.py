@@ -47,7 +47,8 @@ def test_few_tokens() -> None:
         assert result.shared == 0 and "shfl" not in loop and loop.count("mma.sync") == 48
         # Around the loop, lanes tell one another which slots chose the expert.
         assert result.ptx.count("shfl.sync") <= 18
-        assert loop.count("ld.global.cg.v4.b32") == 15 and loop.count("ld.global.v4.b32") == 24
+        assert loop.count("ld.global.L1::evict_first.L2::cache_hint.v4.b32") == 15
+        assert loop.count("ld.global.v4.b32") == 24
 
 
 def test_batches() -> None:

@@ -14,8 +14,8 @@ from chorus_kernels.dependent_launch import let_next_begin, wait_for_previous
 TOKENS: tl.constexpr = tl.constexpr(16)
 ROWS: tl.constexpr = tl.constexpr(8)
 WARPS: tl.constexpr = tl.constexpr(4)
-# Past the nearest cache, which is for the tokens.
-_STREAMED: tl.constexpr = tl.constexpr(".cg")
+# Weights are read once, and leave the caches to the tokens.
+_STREAMED: tl.constexpr = tl.constexpr("evict_first")
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def _load_weights(ptrs, begin, end, K: tl.constexpr):
     blocks = ()
     for i in tl.static_range(8):
         mask = _inside(begin + i * 32, end, K)
-        blocks = blocks + (tl.load(ptrs + i * 32, mask=mask, other=0.0, cache_modifier=_STREAMED),)
+        blocks = blocks + (tl.load(ptrs + i * 32, mask=mask, other=0.0, eviction_policy=_STREAMED),)
     return blocks
 
 

@@ -18,8 +18,8 @@ _SIGNS: tl.constexpr = tl.constexpr(0x80008000 - (1 << 32))
 _EXPONENT: tl.constexpr = tl.constexpr(0x7F800000)
 # The columns of the smallest tensor core tile.
 COLUMNS: tl.constexpr = tl.constexpr(8)
-# Past the nearest cache, which is for what programs share.
-_STREAMED: tl.constexpr = tl.constexpr(".cg")
+# Weights are read once, and leave the caches to what programs share.
+_STREAMED: tl.constexpr = tl.constexpr("evict_first")
 # Sums are of products 2^64 times too large.
 _OPERAND_SCALE: tl.constexpr = tl.constexpr(2.0**64)
 _SUM_SCALE: tl.constexpr = tl.constexpr(2.0**-64)
@@ -51,18 +51,18 @@ def _load_quad(words_ptr, scales_ptr, tile, step, STEPS: tl.constexpr, QUADS: tl
         at + u[:, None] * 128 + tl.arange(0, 128)[None, :],
         mask=(step + u < STEPS)[:, None],
         other=0,
-        cache_modifier=_STREAMED,
+        eviction_policy=_STREAMED,
     )
     # All four lanes t of a row g take the same 16 bytes.
     g = tl.arange(0, 32) // 4
     at = scales_ptr + (tile * QUADS + tl.minimum(step // 4, QUADS - 1)) * 32
-    return words, tl.load(at + g[:, None] * 4 + u[None, :], cache_modifier=_STREAMED)
+    return words, tl.load(at + g[:, None] * 4 + u[None, :], eviction_policy=_STREAMED)
 
 
 @triton.jit
 def _load_block(x_ptrs, column, K: tl.constexpr):
     # Past the end, the last block again: it meets weights of zero.
-    return tl.load(x_ptrs[:, None] + tl.minimum(column, K - 32) + tl.arange(0, 32)[None, :])
+    return tl.load(x_ptrs[:, None] + (tl.minimum(column, K - 32) + tl.arange(0, 32)[None, :]))
 
 
 @triton.jit

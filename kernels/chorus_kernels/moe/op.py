@@ -169,7 +169,8 @@ def _combine(
         _kernel.combine_kernel[(num_tokens,)](
             rows, experts, weights, out, residual, norm_weight, total, first_expert, num_experts,
             HIDDEN=hidden_size, TOP_K=top_k, NORM=norm_weight is not None, EPS=eps,
-            BLOCK_H=triton.next_power_of_2(hidden_size), num_warps=8, **dependent_launch(rows.device),
+            BLOCK_H=triton.next_power_of_2(hidden_size), num_warps=16 if num_tokens <= 16 else 8,
+            **dependent_launch(rows.device),
         )  # fmt: skip
 
 
