@@ -17,59 +17,20 @@ Without a GPU, kernels are interpreted: for tiny checkpoints, such as `--model r
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.forced import ForcedSequences, checkpoint, load
 from benchmarks.results import append, environment
 from tests.support import interpreter
-from tests.support.checkpoints import Shape, write_checkpoint
 from torch import Tensor
 
-BLOCK_SIZE = 16
-TINY = Shape(
-    num_layers=2,
-    num_experts=4,
-    num_experts_per_token=2,
-    hidden_size=32,
-    intermediate_size=32,
-    num_heads=4,
-    head_dim=16,
-    vocab_size=83,
-    window=9,
-)
 _HARMONY_SIZE = 201088
-
-
-class OneSequence:
-    """One sequence on a model, over KV memory of its own."""
-
-    def __init__(self, model: Any, length: int, dtype: torch.dtype) -> None:
-        from chorus_workers.runner.base import RunnerInfo
-        from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
-        from chorus_workers.runner.triton.transformer import DeviceTransformer
-
-        num_blocks = -(-length // BLOCK_SIZE)
-        info = RunnerInfo(model.config.vocab_size, length, BLOCK_SIZE, num_blocks, 1, length, num_shards=1)
-        self._device, self._config = model.embedding.device, model.config
-        self._memory = DeviceKVMemory(model.config, model.shard, info, dtype, self._device)
-        self._transformer = DeviceTransformer(model, self._memory, length)
-        self._pages = range(num_blocks)
-
-    def logits(self, start: int, token_ids: Sequence[int]) -> Tensor:
-        """Of every token of a chunk: float32 [T, N]."""
-        from chorus_workers.runner.base import SequenceChunk
-        from chorus_workers.runner.triton.step import prepare_step
-
-        chunk = SequenceChunk("", 0, start, token_ids, self._pages, None)
-        group = self._config.num_heads // self._config.num_kv_heads
-        inputs = prepare_step([chunk], self._memory, group, self._device).inputs
-        return self._transformer.logits(self._transformer.forward(replace(inputs, sampled_tokens=None)))
 
 
 @dataclass(slots=True)
@@ -125,29 +86,19 @@ def tokens(text: Path | None, count: int, vocab_size: int) -> list[int]:
 def compare(model: Any, ids: Sequence[int], num_prefill: int, chunk: int) -> dict[str, dict[str, Difference]]:
     """By what differs, and by phase. The last token is only what the one before it should foresee."""
     length, dtype = len(ids) - 1, model.embedding.dtype
-    plain, cut, fp8 = (OneSequence(model, length, kind) for kind in (dtype, dtype, torch.float8_e4m3fn))
+    plain, cut, fp8 = (ForcedSequences(model, 1, length, kind) for kind in (dtype, dtype, torch.float8_e4m3fn))
     found = {name: {"prefill": Difference(), "decode": Difference()} for name in ("chunks cut in two", "fp8_e4m3")}
     starts = [*range(0, num_prefill, chunk), *range(num_prefill, length)]
     for start, stop in zip(starts, [*starts[1:], length], strict=True):
         phase = "prefill" if start < num_prefill else "decode"
         middle = (start + stop) // 2
         parts = [part for part in ((start, middle), (middle, stop)) if part[0] < part[1]]
-        expected = plain.logits(start, ids[start:stop])
+        expected = plain.logits(start, [ids[start:stop]])
         next_ids = torch.tensor(ids[start + 1 : stop + 1], device=expected.device)
-        pieces = torch.cat([cut.logits(first, ids[first:last]) for first, last in parts])
+        pieces = torch.cat([cut.logits(first, [ids[first:last]]) for first, last in parts])
         found["chunks cut in two"][phase].add(pieces, expected, next_ids)
-        found["fp8_e4m3"][phase].add(fp8.logits(start, ids[start:stop]), expected, next_ids)
+        found["fp8_e4m3"][phase].add(fp8.logits(start, [ids[start:stop]]), expected, next_ids)
     return found
-
-
-def load(folder: Path) -> Any:
-    """Onto the GPU, if there is one."""
-    from chorus_workers.model.checkpoint import load_model_as
-    from chorus_workers.runner.triton.device import choose_device
-    from chorus_workers.runner.triton.form import DeviceForm
-
-    device = choose_device("fp8_e4m3") if torch.cuda.is_available() else torch.device("cpu")
-    return load_model_as(DeviceForm(device), folder)
 
 
 @torch.inference_mode()
@@ -164,9 +115,7 @@ def main() -> None:
     interpreter.use_where_there_is_no_gpu()
     begin = time.perf_counter()
     with ExitStack() as stack:
-        folder = Path(options.model)
-        if options.model == "random":
-            folder = write_checkpoint(Path(stack.enter_context(tempfile.TemporaryDirectory())), TINY)
+        folder = checkpoint(options.model, stack)
         model = load(folder)
         ids = tokens(options.text, options.prefill + options.decode + 1, model.config.vocab_size)
         for name, phases in compare(model, ids, options.prefill, options.chunk).items():
