@@ -49,6 +49,10 @@ def test_few_tokens() -> None:
         assert result.ptx.count("shfl.sync") <= 18
         assert loop.count("ld.global.L1::evict_first.L2::cache_hint.v4.b32") == 15
         assert loop.count("ld.global.v4.b32") == 24
+        waiting, letting = (result.ptx.index("griddepcontrol." + what) for what in ("wait", "launch_dependents"))
+        # The next kernel may begin only when what this one has waited for is there: down reads the choice of experts,
+        # which gate-up has waited for, before its own wait.
+        assert waiting < letting
 
 
 def test_batches() -> None:
