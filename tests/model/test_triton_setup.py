@@ -222,6 +222,23 @@ def test_a_step_that_finds_no_memory_is_told_with_less_kv(tmp_path: Path, num_bl
     assert kv_bytes(model, less, torch.bfloat16) + tight.step_bytes <= 6 << 30
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_whoever_finds_no_memory_is_understood(error: RuntimeError) -> None:
+    with (
+        pytest.raises(ValueError, match="^out of GPU memory: less would do$") as raised,
+        explain_out_of_memory("less would do"),
+    ):
+        raise error
+    assert raised.value.__cause__ is error
+
+
 def test_other_errors_are_left_as_they_are() -> None:
     with pytest.raises(RuntimeError, match="^else$"), explain_out_of_memory("no memory"):
         raise RuntimeError("else")

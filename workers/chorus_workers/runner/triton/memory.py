@@ -19,6 +19,8 @@ _GIB = 1 << 30
 _SMALLEST_MODEL, _SMALLEST_MODEL_BYTES = "gpt-oss-20b", 13_800_000_000
 # Beside the weights: the KV of some requests, and a step's work.
 _LEAST_BESIDE_WEIGHTS = 2 * _GIB
+# By CUDA and Triton, which loads kernels' code; by cuBLAS, which makes room for its work. RuntimeErrors all.
+_OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
@@ -26,7 +28,10 @@ def explain_out_of_memory(message: str) -> Iterator[None]:
     """Within it, a GPU that runs out of memory is a ValueError with this message."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # PyTorch's own is one of them.
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
         raise ValueError(f"out of GPU memory: {message}") from error
 
 
