@@ -46,7 +46,7 @@ def build_from(config: AppConfig) -> Application:
     """Errors: ConfigError where the settings of a worker don't fit together."""
     gateway = serve.deployment(
         name="Gateway",
-        num_replicas=config.gateway.replicas,
+        num_replicas=config.gateway.replicas or 1,
         max_ongoing_requests=config.gateway.max_ongoing_requests,
         # Serve counts a request as queued until its task first runs, so a burst of arrivals in one turn of the event
         # loop looks like a queue. With a short one, 18 of 32 simultaneous requests were refused on an idle gateway.

@@ -54,7 +54,8 @@ class ModelConfig:
 class GatewayConfig:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-    replicas: Count = 1
+    # Unset: 1; for GPUs on a machine that is all ours (`chorus serve` without an address), up to four for each worker.
+    replicas: Count | None = None
     # Open HTTP and gRPC requests of one replica. As many again may wait; more are answered 429.
     max_ongoing_requests: Count = 4096
     # CPUs that Ray reserves for a replica; it may use more or less.

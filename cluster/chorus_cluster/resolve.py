@@ -22,6 +22,10 @@ class EngineSettings:
     max_batched_tokens: int
 
 
+# A gateway is one process, and full with some 11,500 tokens/s; an H100 gives 13,700 (docs/performance.md). With four,
+# none is near its limit.
+_GATEWAYS_PER_GPU_WORKER: Final = 4
+_CPUS_PER_GATEWAY: Final = 4
 # A CPU is busy with few requests; a GPU reads its weights once for all of them.
 _DEFAULTS: Final = (EngineSettings("reference", 0.0, 32, 512), EngineSettings("triton", 1.0, 256, 8192))
 
@@ -53,6 +57,14 @@ def supported_gpus(resources: Mapping[str, float]) -> float:
     if any(name in _UNSUPPORTED_TYPES or name.startswith(_OTHER_MAKERS) for name in types):
         return 0.0
     return resources.get("GPU", 0.0)
+
+
+def gateway_replicas(config: AppConfig, runner: Literal["reference", "triton"], num_cpus: int) -> int:
+    """How many gateways a machine of so many CPUs has that nobody else uses."""
+    if config.gateway.replicas is not None:
+        return config.gateway.replicas
+    wanted = _GATEWAYS_PER_GPU_WORKER * config.workers.replicas if runner == "triton" else 1
+    return max(1, min(wanted, num_cpus // _CPUS_PER_GATEWAY))
 
 
 def check_room(workers: WorkersConfig, settings: EngineSettings, num_gpus: float) -> None:

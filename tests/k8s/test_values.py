@@ -82,6 +82,7 @@ def test_every_default_is_documented_by_the_schema(values_schema: dict[str, Any]
         ("config.model.path", "models/relative", "does not match pattern"),
         ("config.logging.level", "LOUD", "value must be one of"),
         ("config.gateway", None, "missing property 'gateway'"),
+        ("config.gateway.replicas", None, "missing property 'replicas'"),
         ("workerGroups.engine.roles", [], "minItems: got 0, want 1"),
         ("workerGroups.engine.shmSize", "8GB", "does not match pattern"),
         ("workerGroups.engine.resources.limits.cpu", "four", "does not match pattern"),

@@ -4,15 +4,16 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
 from chorus_cluster import app, metrics
-from chorus_cluster.cli.local_ray import StartError
+from chorus_cluster.cli.local_ray import StartError, usable_cpus
 from chorus_cluster.config import ClusterConfig
-from chorus_cluster.resolve import check_room
+from chorus_cluster.resolve import check_room, gateway_replicas
 
 _POLL_S = 0.25
 # What Serve says of a replica whose constructor raised. It would try again; a bad checkpoint stays bad.
@@ -26,15 +27,19 @@ def deploy(config: ClusterConfig, report: Callable[[str], None]) -> None:
     Errors: ConfigError, if a cluster of our own has too few GPUs; StartError with the first failure, in the words of
     what failed.
     """
+    application = config.app
     if config.ray.address is None:
-        check_room(config.workers, app.engine_settings(config.app), app.cluster_resources().get("GPU", 0.0))
+        settings = app.engine_settings(application)
+        check_room(config.workers, settings, app.cluster_resources().get("GPU", 0.0))
+        gateways = gateway_replicas(application, settings.runner, usable_cpus())
+        application = replace(application, gateway=replace(application.gateway, replicas=gateways))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     report("Starting Ray Serve")
     serve.start(
         http_options=HTTPOptions(host=config.http.host, port=config.http.port),
         grpc_options=gRPCOptions(port=config.grpc.port, grpc_servicer_functions=app.GRPC_SERVICER_FUNCTIONS),
     )
-    target = serve.RunTarget(app.build_from(config.app), name=app.APP_NAME, route_prefix="/")
+    target = serve.RunTarget(app.build_from(application), name=app.APP_NAME, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     while True:
         status = serve.status().applications[app.APP_NAME]

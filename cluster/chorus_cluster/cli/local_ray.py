@@ -24,6 +24,7 @@ import psutil
 
 from chorus_cluster.cli.haproxy import find_haproxy, write_launcher
 from chorus_cluster.config import ClusterConfig, ConfigError
+from chorus_cluster.resolve import gateway_replicas
 
 logger = logging.getLogger(__name__)
 
@@ -194,9 +195,15 @@ def ray_environment(config: ClusterConfig, folder: Path) -> dict[str, str]:
     return values
 
 
+def usable_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
 def required_cpus(config: ClusterConfig) -> int:
     """CPUs that the deployments reserve, rounded up. Ray starts as many processes ahead, so not more than needed."""
-    gateways = config.gateway.replicas * config.gateway.num_cpus
+    # The most there may be: Ray is what will say whether there is a GPU.
+    gateways = gateway_replicas(config.app, "triton", usable_cpus()) * config.gateway.num_cpus
     workers = config.workers.replicas * config.workers.shards * config.workers.num_cpus
     return max(1, -int(-(gateways + workers) // 1))
 

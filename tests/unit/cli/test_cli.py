@@ -133,8 +133,11 @@ def test_an_absent_ray_cluster_is_named_at_once() -> None:
     assert f"ray.address: nothing answers at 127.0.0.1:{port}" in result.output
 
 
-def test_ray_reserves_what_the_deployments_ask_for() -> None:
+def test_ray_reserves_what_the_deployments_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert required_cpus(load(None, {})) == 2
+    # Sixteen workers on GPUs could have as many gateways as there are fours of CPUs.
+    monkeypatch.setattr(local_ray, "usable_cpus", lambda: 48)
+    assert required_cpus(load(None, {"workers.replicas": 16})) == 18
     assert required_cpus(load(None, {"workers.replicas": 3, "workers.shards": 2, "gateway.replicas": 2})) == 7
     assert required_cpus(load(None, {"workers.num_cpus": 0.0, "gateway.num_cpus": 0.0})) == 1
 

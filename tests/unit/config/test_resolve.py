@@ -1,13 +1,13 @@
 """What is left open comes from the cluster's GPUs; what is said is taken as it is."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import ray
 
 from chorus_cluster import app
 from chorus_cluster.config import AppConfig, ConfigError, parse
-from chorus_cluster.resolve import EngineSettings, check_room, resolve, supported_gpus
+from chorus_cluster.resolve import EngineSettings, check_room, gateway_replicas, resolve, supported_gpus
 
 ON_CPUS = EngineSettings("reference", num_gpus=0.0, max_num_seqs=32, max_batched_tokens=512)
 ON_A_GPU = EngineSettings("triton", num_gpus=1.0, max_num_seqs=256, max_batched_tokens=8192)
@@ -41,6 +41,26 @@ def test_sizes_that_are_said_are_taken() -> None:
     assert resolve(config(max_num_seqs=7, max_batched_tokens=9), 1.0) == EngineSettings("triton", 1.0, 7, 9)
     # A step has room for all that run.
     assert resolve(config(max_num_seqs=600), 0.0).max_batched_tokens == 600
+
+
+@pytest.mark.parametrize(
+    ("runner", "workers", "num_cpus", "gateways"),
+    [
+        ("triton", 1, 16, 4),
+        ("triton", 1, 128, 4),
+        ("triton", 8, 128, 32),
+        ("triton", 8, 64, 16),
+        ("triton", 1, 7, 1),
+        ("triton", 1, 2, 1),
+        ("reference", 3, 128, 1),
+    ],
+)
+def test_gateways_keep_up_with_gpus_as_far_as_there_are_cpus(
+    runner: Literal["reference", "triton"], workers: int, num_cpus: int, gateways: int
+) -> None:
+    assert gateway_replicas(config(replicas=workers), runner, num_cpus) == gateways
+    said = parse({"gateway": {"replicas": 3}}, AppConfig)
+    assert gateway_replicas(said, runner, num_cpus) == 3
 
 
 @pytest.mark.parametrize(
