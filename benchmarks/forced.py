@@ -8,21 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.support.checkpoints import Shape, write_checkpoint
+from tests.support.checkpoints import TINY, write_checkpoint
 from torch import Tensor
 
+from chorus_workers.config import KvCacheDtype
+
 BLOCK_SIZE = 16
-TINY = Shape(
-    num_layers=2,
-    num_experts=4,
-    num_experts_per_token=2,
-    hidden_size=32,
-    intermediate_size=32,
-    num_heads=4,
-    head_dim=16,
-    vocab_size=83,
-    window=9,
-)
 
 
 class ForcedSequences:
@@ -60,13 +51,13 @@ class ForcedSequences:
         return self._transformer.logits(self.normed(start, token_ids, first))
 
 
-def load(folder: Path) -> Any:
-    """A model in the Triton runner's form, on the GPU if there is one."""
+def load(folder: Path, kv_cache_dtype: KvCacheDtype = "auto") -> Any:
+    """A model in the Triton runner's form, on the GPU if there is one. Errors: ValueError, if that has no such KV."""
     from chorus_workers.model.checkpoint import load_model_as
     from chorus_workers.runner.triton.device import choose_device
     from chorus_workers.runner.triton.form import DeviceForm
 
-    device = choose_device("fp8_e4m3") if torch.cuda.is_available() else torch.device("cpu")
+    device = choose_device(kv_cache_dtype) if torch.cuda.is_available() else torch.device("cpu")
     return load_model_as(DeviceForm(device), folder)
 
 

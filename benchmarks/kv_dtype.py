@@ -116,7 +116,7 @@ def main() -> None:
     begin = time.perf_counter()
     with ExitStack() as stack:
         folder = checkpoint(options.model, stack)
-        model = load(folder)
+        model = load(folder, "fp8_e4m3")
         ids = tokens(options.text, options.prefill + options.decode + 1, model.config.vocab_size)
         for name, phases in compare(model, ids, options.prefill, options.chunk).items():
             for phase, difference in phases.items():

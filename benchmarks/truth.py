@@ -212,16 +212,16 @@ def recorded_experts() -> Iterator[list[Tensor]]:
         transformer.route = original
 
 
-def our_outcome(model: Any, ids: Sequence[int], chunk: int, num_decode: int) -> Outcome:
-    """Prefill in chunks, then so many tokens one by one."""
+def our_outcome(model: Any, ids: Sequence[int], chunk: int, num_prompt: int = 0) -> Outcome:
+    """In chunks, each as one step; a prompt of so many tokens, if there is one, goes before them and is left out."""
     sequences = ForcedSequences(model, 1, len(ids))
-    num_prefill, num_layers = len(ids) - num_decode, model.config.num_layers
-    starts = [*range(0, num_prefill, chunk), *range(num_prefill, len(ids))]
+    if num_prompt:
+        sequences.normed(0, [ids[:num_prompt]])
     logits, experts = [], []
-    for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+    for start in range(num_prompt, len(ids), chunk):
         with recorded_experts() as chosen:
-            logits.append(sequences.logits(start, [ids[start:stop]]))
-        experts.append(torch.stack(chosen[:num_layers]))
+            logits.append(sequences.logits(start, [ids[start : start + chunk]]))
+        experts.append(torch.stack(chosen))
     return Outcome(torch.cat(logits), torch.cat(experts, 1).sort(-1).values)
 
 
@@ -248,12 +248,11 @@ def rows(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, object
     ids = torch.randint(0, model.config.vocab_size, (options.positions,), generator=source).tolist()
     crowd = torch.randint(0, model.config.vocab_size, (options.crowd, 2 * options.tokens), generator=source)
 
-    prefill = our_outcome(model, ids, options.chunk, 0)
-    again = our_outcome(model, ids, options.chunk, 0)
+    prefill, again = (our_outcome(model, ids, options.chunk) for _ in range(2))
     yield {"what": "prefill again", "positions": len(ids), "within": torch.equal(prefill.logits, again.logits)}
     prefill = prefill.cpu()
     del again
-    decode = our_outcome(model, ids, options.chunk, options.decode).last(options.decode).cpu()
+    decode = our_outcome(model, ids, 1, len(ids) - options.decode).cpu()
     alone, _ = crowd_logits(model, crowd[:1], options.tokens)
     among, bits = crowd_logits(model, crowd, options.tokens)
     _, bits_again = crowd_logits(model, crowd, options.tokens)

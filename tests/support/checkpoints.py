@@ -33,6 +33,20 @@ class Shape:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
+# As small as the Triton runner's kernels, and the interpreter's patience, go together.
+TINY = Shape(
+    num_layers=2,
+    num_experts=4,
+    num_experts_per_token=2,
+    hidden_size=32,
+    intermediate_size=32,
+    num_heads=4,
+    head_dim=16,
+    vocab_size=83,
+    window=9,
+)
+
+
 def hugging_face_config(shape: Shape) -> dict[str, Any]:
     config: dict[str, Any] = {
         "architectures": ["GptOssForCausalLM"],
