@@ -23,6 +23,17 @@ def linear(depth: int, halves: int, out: str, dependent: bool = True) -> Variant
     return Variant(kernel, parameters, constants, num_stages=1, divisible=["N"], dependent=dependent)
 
 
+def vector(depth: int, num_tokens: int, out: str, norm: bool) -> Variant:
+    constants = {
+        "K": depth, "TOKENS": num_tokens, "ROWS": 4, "BLOCK": 1024, "AHEAD": -(-depth // 1024) // 2, "EPS": 1e-5,
+        "HAS_NORM": norm, "HAS_BIAS": True, "HAS_RESIDUAL": not norm,
+    }  # fmt: skip
+    parameters = signature(bf16="x_ptr norm_ptr weight_ptr bias_ptr residual_ptr", int="N") | {"out_ptr": out}
+    kernel = "chorus_kernels.linear._vector_kernel:vector_kernel"
+    registers = {1: 80, 2: 96}[num_tokens]
+    return Variant(kernel, parameters, constants, num_stages=1, divisible=["N"], max_registers=registers)
+
+
 def sampling(kernel: str, parameters: Mapping[str, str], constants: Mapping[str, Any], num_warps: int = 4) -> Variant:
     module = "_kernel" if kernel in ("scan_kernel", "draw_kernel") else "_logits_kernel"
     name = f"chorus_kernels.sampling.{module}:{kernel}"
@@ -109,6 +120,21 @@ def test_dense_products_load_ahead_and_exchange_nothing() -> None:
         assert compiled.ptx.count("mma.sync") == 2 * 8 * -(-blocks // 8)
         # What lanes and warps exchange is the sum over the warps, [16, 8] of each.
         assert compiled.shared <= 2048 and compiled.ptx.count("shfl.sync") <= 8
+
+
+def test_dense_products_of_one_or_two_tokens() -> None:
+    # QKV with its norm, attention's output, and the output head.
+    shapes = [(2880, 1, "*bf16", True), (4096, 1, "*bf16", False), (2880, 1, "*fp32", False)]
+    shapes += [(depth, 2, *rest) for depth, _, *rest in shapes]
+    for shape, compiled in zip(shapes, compile_for_hopper([vector(*shape) for shape in shapes]), strict=True):
+        assert compiled.spilled == 0 and set(compiled.specialised) <= {"N"}, shape
+        blocks = -(-shape[0] // 1024)
+        ahead, behind = compiled.ptx.split("griddepcontrol.wait")
+        # A lane's 16 bytes of each of four rows.
+        wide = "ld.global.L1::evict_first.L2::cache_hint.v4.b32"
+        assert ahead.count(wide) == 4 * (blocks // 2) and compiled.ptx.count(wide) == 4 * blocks
+        assert behind.index("griddepcontrol.launch_dependents") > behind.rindex(wide)
+        assert compiled.shared <= 256
 
 
 def test_dense_products_that_begin_late() -> None:

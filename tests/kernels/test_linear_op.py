@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chorus_kernels.linear.op import MAX_TOKENS, linear
+from chorus_kernels.linear.op import MAX_TOKENS, MAX_VECTOR_TOKENS, linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -51,7 +51,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize(("num_tokens", "num_rows", "depth"), [(1, 5, 2880), (3, 11, 13), (16, 8, 1024), (9, 19, 1040)])
+@pytest.mark.parametrize(
+    ("num_tokens", "num_rows", "depth"), [(1, 5, 2880), (2, 7, 1030), (3, 11, 13), (16, 8, 1024), (9, 19, 1040)]
+)
 @pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
 def test_few_tokens(num_tokens: int, num_rows: int, depth: int, out_dtype: torch.dtype) -> None:
     x, weight = between_nan(normal(num_tokens, depth, seed=0)), between_nan(normal(num_rows, depth, seed=1))
@@ -62,10 +64,24 @@ def test_few_tokens(num_tokens: int, num_rows: int, depth: int, out_dtype: torch
     assert_close(y, exact(x, weight, bias, residual), depth)
 
 
-def test_a_token_has_the_same_bits_alone_and_among_others() -> None:
-    x, weight, residual = normal(MAX_TOKENS, 1100, seed=6), normal(7, 1100, seed=7), normal(MAX_TOKENS, 7, seed=8)
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("num_tokens", "depth", "eps"), [(1, 2880, 1e-5), (2, 70, 0.5)])
+@pytest.mark.parametrize("norm_dtype", [torch.bfloat16, torch.float32])
+def test_normed_tokens(num_tokens: int, depth: int, eps: float, norm_dtype: torch.dtype) -> None:
+    x, weight = between_nan(normal(num_tokens, depth, seed=0) * 3), between_nan(normal(6, depth, seed=1))
+    norm, bias = between_nan(normal(depth, seed=2, dtype=norm_dtype)), between_nan(normal(6, seed=3))
+    y = linear(x, weight, bias, None, torch.float32, norm=(norm, eps))
+    normed = x.double() / (x.double().square().mean(-1, keepdim=True) + eps).sqrt() * norm.double()
+    # The reciprocal root is good to 2^-22.
+    expected = normed @ weight.double().t()
+    assert_close(y, expected + bias.double(), depth, rounded_before=4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("most", [MAX_VECTOR_TOKENS, MAX_TOKENS])
+def test_a_token_has_the_same_bits_alone_and_among_others(most: int) -> None:
+    x, weight, residual = normal(most, 1100, seed=6), normal(7, 1100, seed=7), normal(most, 7, seed=8)
     y = linear(x, weight, None, residual, torch.float32)
-    for first, size in [(3, 1), (1, 5)]:
+    for first, size in [(1, 1)] if most == MAX_VECTOR_TOKENS else [(3, 3), (1, 5)]:
         rows = slice(first, first + size)
         assert torch.equal(linear(x[rows], weight, None, residual[rows], torch.float32), y[rows])
 
@@ -100,3 +116,9 @@ def test_what_does_not_fit_is_refused() -> None:
         linear(x, weight, None, None, torch.float16)
     with pytest.raises(ValueError, match="weight must be contiguous"):
         linear(x, normal(6, 4, seed=1).t())
+    with pytest.raises(ValueError, match="2 tokens at most"):
+        linear(x, weight, norm=(normal(6, seed=2), 1e-5))
+    with pytest.raises(ValueError, match=r"the norm's weight must be \[6\]"):
+        linear(x[:1], weight, norm=(normal(5, seed=2), 1e-5))
+    with pytest.raises(ValueError, match="the norm's weight must be contiguous"):
+        linear(x[:1], weight, norm=(normal(12, seed=2)[::2], 1e-5))

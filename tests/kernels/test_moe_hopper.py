@@ -55,6 +55,27 @@ def test_few_tokens() -> None:
         assert waiting < letting
 
 
+def test_down_with_the_sum() -> None:
+    parameters = {
+        "hidden_ptr": "*bf16", "experts_ptr": "*i32", "shares_ptr": "*fp32", **MATRICES, "residual_ptr": "*bf16",
+        "out_ptr": "*bf16", **SHARD,
+    }  # fmt: skip
+    constants = {**SHAPE, "TOP_K": 4, "BLOCK_K": 4}
+    kernel = MODULE + "_decode_sum_kernel:decode_down_sum_kernel"
+    [result] = compile_for_hopper([Variant(kernel, parameters, constants, 8, 1, max_registers=128)])
+    # Two programs on each multiprocessor.
+    assert result.spilled == 0 and set(result.specialised) <= SHARD.keys()
+    # Half of K in 24 steps. What is loaded becomes the tensor cores' operands without an exchange: shared memory has
+    # the choice of experts before, and the sum over warps behind.
+    assert result.ptx.count("mma.sync") == 4 * 24
+    first, last = result.ptx.index("mma.sync"), result.ptx.rindex("mma.sync")
+    assert "shared" not in result.ptx[first:last] and "shfl" not in result.ptx[first:last]
+    ahead, behind = result.ptx.split("griddepcontrol.wait")
+    # Two of six quads are on their way before the wait, each four loads of weights and one of scales.
+    wide = "ld.global.L1::evict_first.L2::cache_hint.v4.b32"
+    assert ahead.count(wide) == 10 and behind.count(wide) == 20 and behind.count("ld.global.v4.b32") == 48
+
+
 def test_batches() -> None:
     variants = [variant for num_slots in NUM_SLOTS for variant in grouped_variants(num_slots)]
     assert len({op.grouped_tiles(num_slots, 32) for num_slots in NUM_SLOTS}) == 4

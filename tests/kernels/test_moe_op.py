@@ -224,6 +224,50 @@ def test_few_tokens(num_tokens: int, top_k: int, num_experts: int, hidden: int, 
     assert_close(run(layer, *tokens), expected, bound, roundings=1)
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "top_k", "num_experts", "hidden", "inner", "dtype"),
+    [
+        (1, 2, 3, 32, 288, torch.float32),  # each part of K has a load, the last one in part
+        (3, 3, 4, 64, 96, torch.bfloat16),  # warps without a slot, a part of K without a load
+        (1, 1, 2, 32, 1056, torch.bfloat16),  # more than the loads that are on their way at once
+        (8, 1, 2, 96, 32, torch.float32),
+    ],
+)
+def test_sum_in_down(
+    num_tokens: int, top_k: int, num_experts: int, hidden: int, inner: int, dtype: torch.dtype
+) -> None:
+    layer = make_layer(num_experts, hidden, inner)
+    tokens = make_tokens(num_tokens, hidden, num_experts, top_k)
+    residual = normal(num_tokens, hidden, generator=random(5)).to(dtype)
+    expected, bound = expected_output(layer, *tokens, roundings=1)
+    y = op.expert_sum(*tokens, *layer.part(0, num_experts), residual)
+    assert y.dtype == dtype
+    expected += residual.double()
+    # bfloat16 rounds the sum too.
+    roundings = 1 if dtype == torch.float32 else 2
+    bound += 1e-6 * expected.abs() if dtype == torch.float32 else ROUNDING * (expected.abs() + bound)
+    assert_close(y, expected, bound, roundings)
+
+
+def test_sum_in_down_of_a_shard_and_with_nan() -> None:
+    layer = make_layer(4, 32, 32)
+    x, experts, weights = make_tokens(4, 32, 4, 2)
+    residual = normal(4, 32, generator=random(6))
+
+    def shares(x: Tensor, weights: Tensor, low: int, high: int) -> Tensor:
+        return op.expert_sum(x, experts, weights, *layer.part(low, high), residual, first_expert=low) - residual
+
+    expected, bound = expected_output(layer, x, experts, weights, roundings=2)
+    clean = [shares(x, weights, *part) for part in ((0, 1), (1, 4))]
+    assert_close(clean[0] + clean[1], expected, bound + 1e-5, roundings=2)
+    x[1], weights[3] = torch.nan, torch.nan
+    dirty = [shares(x, weights, *part) for part in ((0, 1), (1, 4))]
+    for low, high, before, after in ((0, 1, clean[0], dirty[0]), (1, 4, clean[1], dirty[1])):
+        touched = ((experts >= low) & (experts < high)).any(-1) & torch.tensor([False, True, False, True])
+        assert torch.equal(after.isnan().all(-1), touched) and torch.equal(after.isnan().any(-1), touched)
+        assert torch.equal(after[~touched], before[~touched])
+
+
 def test_operand_that_has_its_factor_already() -> None:
     layer = make_layer(2, 32, 32)
     x, experts, _ = make_tokens(1, 32, 2, 2)
@@ -231,6 +275,8 @@ def test_operand_that_has_its_factor_already() -> None:
     assert torch.equal(op.expert_rows(x * 2.0**64, experts, *layer.part(0, 2), x_factor=2.0**64), rows)
     with pytest.raises(ValueError, match="x_factor"):
         op.expert_rows(x, experts, *layer.part(0, 2), x_factor=2.0)
+    with pytest.raises(ValueError, match="x_factor"):
+        op.expert_rows(x.expand(9, 32).contiguous(), experts.repeat(9, 1), *layer.part(0, 2), x_factor=2.0**64)
 
 
 @pytest.mark.parametrize("residual_dtype", [torch.float32, torch.bfloat16])

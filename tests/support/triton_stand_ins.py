@@ -6,6 +6,7 @@ from torch import Tensor
 
 from chorus_kernels.moe import experts_forward
 from chorus_kernels.moe.layout import PackedExperts, unpack_expert
+from chorus_kernels.norm_rope import rms_norm
 from chorus_workers.runner.triton import transformer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -16,6 +17,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE.type == "cpu":
         monkeypatch.setattr(transformer, "linear", plain_linear)
         monkeypatch.setattr(transformer, "expert_rows", plain_expert_rows)
+        monkeypatch.setattr(transformer, "expert_sum", plain_expert_sum)
 
 
 def plain_linear(
@@ -26,10 +28,13 @@ def plain_linear(
     out_dtype: torch.dtype | None = None,
     out: Tensor | None = None,
     *,
+    norm: tuple[Tensor, float] | None = None,
     overlap: bool = True,
 ) -> Tensor:
+    if norm is not None:
+        x = rms_norm(x.float(), norm[0].float(), norm[1])
     y = torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    y = (y if residual is None else y + residual.float()).to(out_dtype or x.dtype)
+    y = (y if residual is None else y + residual.float()).to(out_dtype or weight.dtype)
     return y if out is None else out.copy_(y)
 
 
@@ -52,3 +57,26 @@ def plain_expert_rows(
         x.float().repeat_interleave(experts.shape[1], 0) / x_factor, slots, torch.ones(slots.shape), unpacked[0],
         gate_up_bias.float(), unpacked[1], down_bias.float(), alpha=alpha, limit=limit, first_expert=first_expert,
     )  # fmt: skip
+
+
+def plain_expert_sum(
+    x: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    gate_up: PackedExperts,
+    gate_up_bias: Tensor,
+    down: PackedExperts,
+    down_bias: Tensor,
+    residual: Tensor,
+    *,
+    alpha: float,
+    limit: float,
+    first_expert: int,
+    x_factor: float,
+) -> Tensor:
+    rows = plain_expert_rows(
+        x, experts, gate_up, gate_up_bias, down, down_bias,
+        alpha=alpha, limit=limit, first_expert=first_expert, x_factor=x_factor,
+    )  # fmt: skip
+    total = (rows.view(*experts.shape, -1) * weights.unsqueeze(-1)).sum(1)
+    return (residual.float() + total).to(residual.dtype)

@@ -5,10 +5,14 @@ import triton
 from torch import Tensor
 
 from chorus_kernels.dependent_launch import NOT_DEPENDENT, dependent_launch
-from chorus_kernels.linear import _kernel
+from chorus_kernels.linear import _kernel, _vector_kernel
 
-# Up to here the weight's bytes are the cost, and our kernel reads them nearly at the memory's speed; beyond, cuBLAS.
+# Up to here the weight's bytes are the cost, and our kernels read them nearly at the memory's speed; beyond, cuBLAS.
 MAX_TOKENS: int = _kernel.TOKENS.value
+# Up to here without tensor cores, and with the norm of the tokens, if one is wanted.
+MAX_VECTOR_TOKENS = 2
+# Tiles of the vector kernel, and the registers a thread that let five or six programs run on a multiprocessor.
+_VECTOR_ROWS, _VECTOR_COLUMNS, _VECTOR_REGISTERS = 4, 1024, {1: 80, 2: 96}
 _OUT_DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -20,23 +24,26 @@ def linear(
     out_dtype: torch.dtype | None = None,
     out: Tensor | None = None,
     *,
+    norm: tuple[Tensor, float] | None = None,
     overlap: bool = True,
 ) -> Tensor:
-    """y = x W^T + bias + residual.
+    """y = x W^T + bias + residual, or with `norm`, a weight and an epsilon, RMSNorm(x) W^T + bias + residual.
 
     x: bfloat16 [T, K]; weight: bfloat16 [N, K]; bias: [N], bfloat16 or float32; residual: [T, N], bfloat16 or float32;
-    all contiguous. Returns out_dtype [T, N], bfloat16 (the default) or float32: `out`, if it is given.
+    the norm's weight: [K], bfloat16 or float32; all contiguous. Returns out_dtype [T, N], bfloat16 (the default) or
+    float32: `out`, if it is given.
 
     overlap: whether the kernel before may still run while the first weights are loaded (if it lets this one begin, and
     the device can); the weight and the bias must be at rest.
 
-    Up to MAX_TOKENS tokens: sums in float32, in an order that depends on K alone (so a token's bits don't depend
-    on its neighbours), rounded once at the end. Above: cuBLAS, whose order depends on T too; in bfloat16 its product
-    and bias are rounded before the residual is added.
-    Errors: ValueError for other shapes, dtypes, strides or devices.
+    Sums are float32, rounded once at the end, in an order that depends on K alone: up to MAX_VECTOR_TOKENS tokens, of
+    exact products, with the norm not rounded before; up to MAX_TOKENS in another order. Above: cuBLAS, whose order
+    depends on T too; in bfloat16 its product and bias are rounded before the residual is added.
+    Errors: ValueError for other shapes, dtypes, strides or devices, and for a norm of more than MAX_VECTOR_TOKENS.
     """
     out_dtype = torch.bfloat16 if out_dtype is None else out_dtype
     _check(x, weight, bias, residual, out_dtype, out)
+    _check_norm(x, norm)
     num_tokens, depth = x.shape
     num_rows = weight.shape[0]
     if out is None:
@@ -45,12 +52,24 @@ def linear(
         raise ValueError(f"out must be {[num_tokens, num_rows]} of {out_dtype}, not {list(out.shape)} of {out.dtype}")
     if num_tokens > MAX_TOKENS:
         return _cublas(x, weight, bias, residual, out)
-    if out.numel():
+    if not out.numel():
+        return out
+    dependent = dependent_launch(x.device) if overlap else NOT_DEPENDENT
+    if num_tokens <= MAX_VECTOR_TOKENS:
+        norm_weight, eps = norm or (None, 0.0)
+        blocks = triton.cdiv(depth, _VECTOR_COLUMNS)
+        _vector_kernel.vector_kernel[(triton.cdiv(num_rows, _VECTOR_ROWS),)](
+            x, norm_weight, weight, bias, residual, out, num_rows, K=depth, TOKENS=num_tokens, ROWS=_VECTOR_ROWS,
+            BLOCK=_VECTOR_COLUMNS, AHEAD=blocks // 2, EPS=eps, HAS_NORM=norm is not None, HAS_BIAS=bias is not None,
+            HAS_RESIDUAL=residual is not None, num_warps=4, num_stages=1, maxnreg=_VECTOR_REGISTERS[num_tokens],
+            **dependent,
+        )  # fmt: skip
+    else:
         _kernel.linear_kernel[(triton.cdiv(num_rows, _kernel.ROWS.value),)](
             x, weight, bias, residual, out, num_tokens, num_rows, K=depth,
             HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
             HALVES=1 if num_tokens <= 8 else 2, num_warps=_kernel.WARPS.value, num_stages=1,
-            **(dependent_launch(x.device) if overlap else NOT_DEPENDENT),
+            **dependent,
         )  # fmt: skip
     return out
 
@@ -70,6 +89,21 @@ def _cublas(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
         if addend is not None:
             out += addend
     return out
+
+
+def _check_norm(x: Tensor, norm: tuple[Tensor, float] | None) -> None:
+    if norm is None:
+        return
+    if x.shape[0] > MAX_VECTOR_TOKENS:
+        raise ValueError(f"a norm goes with {MAX_VECTOR_TOKENS} tokens at most, not {x.shape[0]}")
+    weight = norm[0]
+    if weight.shape != x.shape[1:] or weight.dtype not in _OUT_DTYPES:
+        raise ValueError(
+            f"the norm's weight must be [{x.shape[1]}] of bfloat16 or float32, "
+            f"not {list(weight.shape)} of {weight.dtype}"
+        )
+    if not weight.is_contiguous() or weight.device != x.device:
+        raise ValueError(f"the norm's weight must be contiguous on {x.device}, not on {weight.device}")
 
 
 def _check(

@@ -15,14 +15,14 @@ from chorus_kernels.moe._activation import swiglu
 
 _NIBBLES: tl.constexpr = tl.constexpr(0x81C081C0 - (1 << 32))
 _SIGNS: tl.constexpr = tl.constexpr(0x80008000 - (1 << 32))
-_EXPONENT: tl.constexpr = tl.constexpr(0x7F800000)
+EXPONENT: tl.constexpr = tl.constexpr(0x7F800000)
 # The columns of the smallest tensor core tile.
 COLUMNS: tl.constexpr = tl.constexpr(8)
 # Weights are read once, and leave the caches to what programs share.
-_STREAMED: tl.constexpr = tl.constexpr("evict_first")
+STREAMED: tl.constexpr = tl.constexpr("evict_first")
 # Sums are of products 2^64 times too large.
 _OPERAND_SCALE: tl.constexpr = tl.constexpr(2.0**64)
-_SUM_SCALE: tl.constexpr = tl.constexpr(2.0**-64)
+SUM_SCALE: tl.constexpr = tl.constexpr(2.0**-64)
 
 
 @triton.jit
@@ -51,12 +51,12 @@ def _load_quad(words_ptr, scales_ptr, tile, step, STEPS: tl.constexpr, QUADS: tl
         at + u[:, None] * 128 + tl.arange(0, 128)[None, :],
         mask=(step + u < STEPS)[:, None],
         other=0,
-        eviction_policy=_STREAMED,
+        eviction_policy=STREAMED,
     )
     # All four lanes t of a row g take the same 16 bytes.
     g = tl.arange(0, 32) // 4
     at = scales_ptr + (tile * QUADS + tl.minimum(step // 4, QUADS - 1)) * 32
-    return words, tl.load(at + g[:, None] * 4 + u[None, :], eviction_policy=_STREAMED)
+    return words, tl.load(at + g[:, None] * 4 + u[None, :], eviction_policy=STREAMED)
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def _load_block(x_ptrs, column, K: tl.constexpr):
 
 @triton.jit
 def _load_columns(x_ptrs, begin, K: tl.constexpr):
-    """A step of 8 columns of x: [block, 32, 8], K in the order of `_registers`. A lane (n, t) reads 8 neighbours of a
+    """A step of 8 columns of x: [block, 32, 8], K in the order of `_operand`. A lane (n, t) reads 8 neighbours of a
     block."""
     # Block by block, as it is then clear to every version of the compiler which lanes go where.
     x = tl.join(_load_block(x_ptrs, begin, K), _load_block(x_ptrs, begin + 32, K))  # n, 32, block
@@ -85,10 +85,9 @@ def _steps(quad, N: tl.constexpr):
 
 
 @triton.jit
-def _registers(words):
-    """Words int32 [128] to bfloat16 [block, 16, 32], weights times 2^-126 before their scales. Rows are (half, g),
-    columns (upper, t, j % 2, p)."""
-    words = tl.reshape(words, 8, 4, 2, 2)  # g, t, block, j % 2
+def registers(words):
+    """Words int32, a lane's [..., block, j % 2], to bfloat16 [..., block, j % 2, half, upper, p]: weights times 2^-126
+    before their scales."""
     w0 = words & _NIBBLES
     w1 = (words << 3) & _NIBBLES
     w2 = (words << 6) & _NIBBLES
@@ -96,18 +95,24 @@ def _registers(words):
     pairs = tl.join(tl.join(w0, w1), tl.join(w2, w3))  # ..., half, upper
     low = (pairs & 0xFFFF).to(tl.int16).to(tl.bfloat16, bitcast=True)
     high = (pairs >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    values = tl.join(low, high)  # g, t, block, j % 2, half, upper, p
+    return tl.join(low, high)
+
+
+@triton.jit
+def _operand(words):
+    """Words int32 [128] to bfloat16 [block, 16, 32]. Rows are (half, g), columns (upper, t, j % 2, p)."""
+    values = registers(tl.reshape(words, 8, 4, 2, 2))  # g, t, block, j % 2, half, upper, p
     return tl.reshape(tl.permute(values, 2, 4, 0, 5, 1, 3, 6), 2, 16, 32)
 
 
 @triton.jit
 def _add_step(acc, words, scales, x):
     """acc [half, g, t, 2], row (half, g) by column (t, 2), plus a step's weights times x."""
-    sums = dot(_registers(words), x, tl.zeros([2, 16, COLUMNS], tl.float32))
+    sums = dot(_operand(words), x, tl.zeros([2, 16, COLUMNS], tl.float32))
     sums = tl.reshape(sums, 2, 2, 8, 4, 2)  # block, half, g, t, column % 2
     scales = tl.reshape(scales, 8, 4)
-    first = tl.join((scales << 23) & _EXPONENT, (scales << 15) & _EXPONENT)  # g, t, half
-    second = tl.join((scales << 7) & _EXPONENT, (scales >> 1) & _EXPONENT)
+    first = tl.join((scales << 23) & EXPONENT, (scales << 15) & EXPONENT)  # g, t, half
+    second = tl.join((scales << 7) & EXPONENT, (scales >> 1) & EXPONENT)
     factors = tl.permute(tl.join(first, second), 3, 2, 0, 1).to(tl.float32, bitcast=True)
     sums = tl.permute(sums * factors[:, :, :, :, None], 1, 2, 3, 4, 0)
     first, second = tl.split(sums)
@@ -184,7 +189,7 @@ def decode_gate_up_kernel(
     bias_at = bias_ptr + expert.to(tl.int64) * (2 * INNER) + 2 * i
     gate_bias = tl.load(bias_at).to(tl.float32)
     up_bias = tl.load(bias_at + 1).to(tl.float32)
-    unit = tl.load(units_ptr + expert) * _SUM_SCALE
+    unit = tl.load(units_ptr + expert) * SUM_SCALE
     # Columns without a slot repeat another.
     x_ptrs = x_ptr + (tl.where(slots < 0, tl.max(slots, 0), slots) // TOP_K).to(tl.int64) * HIDDEN
     row = expert.to(tl.int64) * TILES + tile
@@ -222,7 +227,7 @@ def decode_down_kernel(
     bias_at = bias_ptr + expert.to(tl.int64) * HIDDEN + n
     even_bias = tl.load(bias_at, mask=n < HIDDEN, other=0.0).to(tl.float32)
     odd_bias = tl.load(bias_at + 1, mask=n + 1 < HIDDEN, other=0.0).to(tl.float32)
-    unit = tl.load(units_ptr + expert) * _SUM_SCALE
+    unit = tl.load(units_ptr + expert) * SUM_SCALE
     wait_for_previous(DEPENDENT)
     let_next_begin(DEPENDENT)
     x_ptrs = hidden_ptr + tl.where(slots < 0, tl.max(slots, 0), slots).to(tl.int64) * INNER

@@ -11,7 +11,6 @@ tensors hold, and sums have a fixed order: the same call gives the same bits.
 Source: OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card" (2025), section 2.2; alpha 1.702, limit 7.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +18,18 @@ import triton
 from torch import Tensor
 
 from chorus_kernels.dependent_launch import dependent_launch
-from chorus_kernels.moe import _decode_kernel, _grouped_kernel, _kernel
+from chorus_kernels.moe import _decode_kernel, _decode_sum_kernel, _grouped_kernel, _kernel
+from chorus_kernels.moe.checks import check_experts, check_places, check_residual, check_rows, check_weights
 from chorus_kernels.moe.layout import STEP_COLUMNS, PackedExperts
 
 # What one tensor core tile takes at no further cost.
 MAX_DECODE_TOKENS: int = _decode_kernel.COLUMNS.value
+# Up to here it pays that down adds up a token's experts itself. With more tokens, they share what they read.
+MAX_SUM_TOKENS = 1
 # The decode kernels take what they multiply weights with times this.
 _DECODE_FACTOR = 2.0**64
+# Registers a thread of down with the sum in it: two programs of eight warps on a multiprocessor.
+_SUM_REGISTERS = 128
 # What a program takes at a time: slots to sort, columns to copy or to sum up.
 _SORT_SLOTS = 4096
 _COLUMNS = 1024
@@ -112,7 +116,7 @@ def experts(
     rows = expert_rows(
         x, experts, gate_up, gate_up_bias, down, down_bias, alpha=alpha, limit=limit, first_expert=first_expert
     )
-    _check_rows(rows, experts, weights)
+    check_rows(rows, experts, weights)
     if out_dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"out_dtype must be bfloat16 or float32, not {out_dtype}")
     out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
@@ -138,15 +142,12 @@ def combine_norm(
     norm_weight: [H], bfloat16 or float32. Returns y and s, both new, [T, H].
     Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
     """
-    _check_rows(rows, experts, weights)
+    check_rows(rows, experts, weights)
     shape = (experts.shape[0], rows.shape[1])
-    if residual.shape != shape or residual.dtype not in (torch.bfloat16, torch.float32):
-        raise ValueError(
-            f"residual must be bfloat16 or float32 {list(shape)}, not {residual.dtype} {list(residual.shape)}"
-        )
+    check_residual(residual, shape)
     if norm_weight.shape != shape[1:] or norm_weight.dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"norm_weight must be bfloat16 or float32 [{shape[1]}], not {list(norm_weight.shape)}")
-    _check_places({"residual": residual, "norm_weight": norm_weight}, rows.device)
+    check_places({"residual": residual, "norm_weight": norm_weight}, rows.device)
     normed, total = torch.empty_like(residual), torch.empty_like(residual)
     _combine(rows, experts, weights, normed, residual, norm_weight, total, eps, first_expert, num_experts)
     return normed, total
@@ -196,17 +197,66 @@ def expert_rows(
 
     Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
     """
-    _check(x, experts, gate_up, gate_up_bias, down, down_bias)
+    check_experts(x, experts, gate_up, gate_up_bias, down, down_bias)
     num_tokens = x.shape[0]
-    if x_factor not in (1.0, operand_factor(num_tokens)):
-        raise ValueError(f"x_factor must be 1 or operand_factor's, not {x_factor}")
     if num_tokens == 0:
         return torch.empty(0, x.shape[1], dtype=torch.bfloat16, device=x.device)
     matrices = (gate_up, gate_up_bias, down, down_bias)
+    if num_tokens <= MAX_DECODE_TOKENS:
+        return _decode(_operand(x, x_factor), experts, *matrices, alpha, limit, first_expert)
+    if x_factor != 1.0:
+        raise ValueError(f"x_factor must be 1 with so many tokens, not {x_factor}")
+    return _grouped(x, experts, *matrices, alpha, limit, first_expert)
+
+
+def expert_sum(
+    x: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    gate_up: PackedExperts,
+    gate_up_bias: Tensor,
+    down: PackedExperts,
+    down_bias: Tensor,
+    residual: Tensor,
+    *,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    first_expert: int = 0,
+    x_factor: float = 1.0,
+) -> Tensor:
+    """residual + the weighted sum of each token's experts, rounded once: two launches, for up to MAX_DECODE_TOKENS.
+
+    weights: float32 [T, K]; residual: bfloat16 or float32 [T, H]; the rest as in `expert_rows`. Returns the residual's
+    dtype, [T, H]. Of other shards' experts there is nothing in the sum.
+    Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
+    """
+    check_experts(x, experts, gate_up, gate_up_bias, down, down_bias)
+    check_weights(experts, weights)
+    check_residual(residual, x.shape)
+    check_places({"weights": weights, "residual": residual}, x.device)
+    num_tokens, top_k = experts.shape
     if num_tokens > MAX_DECODE_TOKENS:
-        return _grouped(x, experts, *matrices, alpha, limit, first_expert)
-    operand = x if x_factor == _DECODE_FACTOR else x * _DECODE_FACTOR
-    return _decode(operand, experts, *matrices, alpha, limit, first_expert)
+        raise ValueError(f"x must be of {MAX_DECODE_TOKENS} tokens at most, not {num_tokens}")
+    out = torch.empty_like(residual)
+    if num_tokens:
+        operand = _operand(x, x_factor)
+        hidden = _decode_hidden(operand, experts, gate_up, gate_up_bias, alpha, limit, first_expert)
+        block_k = triton.next_power_of_2(top_k)
+        _decode_sum_kernel.decode_down_sum_kernel[(num_tokens, triton.cdiv(down.num_rows, 16))](
+            hidden, experts, weights, down.words, down.scales, down.units, down_bias, residual, out,
+            first_expert, down.num_experts,
+            **_decode_shape(down.num_rows, down.num_columns, top_k),
+            num_warps=block_k * _decode_sum_kernel.PARTS.value, num_stages=1, maxnreg=_SUM_REGISTERS,
+            **dependent_launch(x.device),
+        )  # fmt: skip
+    return out
+
+
+def _operand(x: Tensor, x_factor: float) -> Tensor:
+    """What the decode kernels take."""
+    if x_factor not in (1.0, _DECODE_FACTOR):
+        raise ValueError(f"x_factor must be 1 or operand_factor's, not {x_factor}")
+    return x if x_factor == _DECODE_FACTOR else x * _DECODE_FACTOR
 
 
 def _decode(
@@ -221,23 +271,41 @@ def _decode(
     first_expert: int,
 ) -> Tensor:
     """float32 [T K, H]."""
-    (num_tokens, hidden_size), top_k = operand.shape, experts.shape[1]
-    inner, num_slots = down.num_columns, num_tokens * top_k
-    dependent = dependent_launch(operand.device)
-    shape = {"HIDDEN": hidden_size, "INNER": inner, "TOP_K": top_k, "BLOCK_K": triton.next_power_of_2(top_k)}
-    hidden = torch.empty(num_slots, inner, dtype=torch.bfloat16, device=operand.device)
-    rows = torch.empty(num_slots, hidden_size, dtype=torch.float32, device=operand.device)
-    _decode_kernel.decode_gate_up_kernel[(inner // 8, num_slots)](
-        operand, experts, gate_up.words, gate_up.scales, gate_up.units, gate_up_bias, hidden,
-        num_tokens, first_expert, gate_up.num_experts, alpha, limit,
-        **shape, num_warps=1, num_stages=1, **dependent,
-    )  # fmt: skip
-    _decode_kernel.decode_down_kernel[(triton.cdiv(hidden_size, 16), num_slots)](
+    hidden = _decode_hidden(operand, experts, gate_up, gate_up_bias, alpha, limit, first_expert)
+    num_tokens, top_k = experts.shape
+    rows = torch.empty(num_tokens * top_k, down.num_rows, dtype=torch.float32, device=operand.device)
+    _decode_kernel.decode_down_kernel[(triton.cdiv(down.num_rows, 16), num_tokens * top_k)](
         hidden, experts, down.words, down.scales, down.units, down_bias, rows,
         num_tokens, first_expert, down.num_experts,
-        **shape, num_warps=1, num_stages=1, **dependent,
+        **_decode_shape(down.num_rows, down.num_columns, top_k), num_warps=1, num_stages=1,
+        **dependent_launch(operand.device),
     )  # fmt: skip
     return rows
+
+
+def _decode_hidden(
+    operand: Tensor,
+    experts: Tensor,
+    gate_up: PackedExperts,
+    gate_up_bias: Tensor,
+    alpha: float,
+    limit: float,
+    first_expert: int,
+) -> Tensor:
+    """2^64 times the activations: bfloat16 [T K, I]."""
+    num_tokens, top_k = experts.shape
+    inner = gate_up.num_rows // 2
+    hidden = torch.empty(num_tokens * top_k, inner, dtype=torch.bfloat16, device=operand.device)
+    _decode_kernel.decode_gate_up_kernel[(inner // 8, num_tokens * top_k)](
+        operand, experts, gate_up.words, gate_up.scales, gate_up.units, gate_up_bias, hidden,
+        num_tokens, first_expert, gate_up.num_experts, alpha, limit,
+        **_decode_shape(operand.shape[1], inner, top_k), num_warps=1, num_stages=1, **dependent_launch(operand.device),
+    )  # fmt: skip
+    return hidden
+
+
+def _decode_shape(hidden_size: int, inner: int, top_k: int) -> dict[str, int]:
+    return {"HIDDEN": hidden_size, "INNER": inner, "TOP_K": top_k, "BLOCK_K": triton.next_power_of_2(top_k)}
 
 
 def _grouped(
@@ -286,49 +354,3 @@ def _grouped(
 
 def _whole_steps(columns: int) -> int:
     return -(-columns // STEP_COLUMNS) * STEP_COLUMNS
-
-
-def _check(
-    x: Tensor,
-    experts: Tensor,
-    gate_up: PackedExperts,
-    gate_up_bias: Tensor,
-    down: PackedExperts,
-    down_bias: Tensor,
-) -> None:
-    if x.ndim != 2 or x.dtype != torch.bfloat16:
-        raise ValueError(f"x must be bfloat16 [T, H], not {x.dtype} {list(x.shape)}")
-    if experts.ndim != 2 or experts.dtype != torch.int32 or experts.shape[0] != x.shape[0] or not experts.shape[1]:
-        raise ValueError(f"experts must be int32 [{x.shape[0]}, K], not {experts.dtype} {list(experts.shape)}")
-    hidden_size, inner, num_experts = x.shape[1], down.num_columns, gate_up.num_experts
-    if (gate_up.num_rows, gate_up.num_columns) != (2 * inner, hidden_size):
-        raise ValueError(
-            f"gate_up must be [{2 * inner}, {hidden_size}] matrices, not [{gate_up.num_rows}, {gate_up.num_columns}]"
-        )
-    if down.num_experts != num_experts or down.num_rows != hidden_size:
-        raise ValueError(
-            f"down must be {num_experts} matrices with {hidden_size} rows, not {down.num_experts} with {down.num_rows}"
-        )
-    for name, bias, width in (("gate_up_bias", gate_up_bias, 2 * inner), ("down_bias", down_bias, hidden_size)):
-        if bias.shape != (num_experts, width) or bias.dtype not in (torch.bfloat16, torch.float32):
-            raise ValueError(
-                f"{name} must be bfloat16 or float32 [{num_experts}, {width}], not {bias.dtype} {list(bias.shape)}"
-            )
-    tensors = {"x": x, "experts": experts, "gate_up_bias": gate_up_bias, "down_bias": down_bias}
-    _check_places(tensors | {"gate_up": gate_up.words, "down": down.words}, x.device)
-
-
-def _check_rows(rows: Tensor, experts: Tensor, weights: Tensor) -> None:
-    if weights.shape != experts.shape or weights.dtype != torch.float32:
-        raise ValueError(f"weights must be float32 {list(experts.shape)}, not {weights.dtype} {list(weights.shape)}")
-    if rows.ndim != 2 or rows.shape[0] != experts.numel():
-        raise ValueError(f"rows must be [{experts.numel()}, H], not {list(rows.shape)}")
-    _check_places({"rows": rows, "experts": experts, "weights": weights}, rows.device)
-
-
-def _check_places(tensors: Mapping[str, Tensor], device: torch.device) -> None:
-    for name, tensor in tensors.items():
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous")
-        if tensor.device != device:
-            raise ValueError(f"{name} is on {tensor.device}, not on {device}")

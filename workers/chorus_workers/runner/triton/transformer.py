@@ -4,14 +4,16 @@ Decode tokens and prefill tokens share all products, and differ in attention: a 
 looks at its memory in one launch; a chunk in a window layer must look at the ring before it writes it.
 """
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor
 
 from chorus_kernels.attention import op as attention
 from chorus_kernels.attention import rope_table
-from chorus_kernels.linear.op import MAX_TOKENS, linear
+from chorus_kernels.linear.op import MAX_TOKENS, MAX_VECTOR_TOKENS, linear
 from chorus_kernels.moe.layout import PackedExperts
-from chorus_kernels.moe.op import combine_norm, expert_rows, operand_factor, route
+from chorus_kernels.moe.op import MAX_SUM_TOKENS, combine_norm, expert_rows, expert_sum, operand_factor, route
 from chorus_kernels.norm_rope import yarn_concentration
 from chorus_kernels.norm_rope.op import norm_linear, rms_norm
 from chorus_workers.model.transformer import rope_frequencies
@@ -22,6 +24,14 @@ from chorus_workers.runner.triton.step import DecodeInputs, PrefillInputs, StepI
 Layer = LayerWeights[PackedExperts]
 
 
+class Formula(TypedDict):
+    """Arguments of the experts' ops that are the same for all layers."""
+
+    alpha: float
+    limit: float
+    first_expert: int
+
+
 class DeviceTransformer:
     """A model whose weights and KV memory are on one device."""
 
@@ -30,24 +40,81 @@ class DeviceTransformer:
         config, device = model.config, model.embedding.device
         concentration = yarn_concentration(config.rope.factor)
         self._rope = rope_table(max_model_len, rope_frequencies(config).to(device), concentration)
+        self._formula = Formula(
+            alpha=config.swiglu_alpha,
+            limit=config.swiglu_limit,
+            first_expert=model.shard.span(config.num_experts).start,
+        )
         self._embedding_rows = model.vocabulary.embedding_rows
         if self._embedding_rows is not None:
             self._embedding_rows = self._embedding_rows.to(device)
 
     def forward(self, step: StepInputs) -> Tensor:
         """Writes the KV of the step's tokens. Returns [sampled tokens, H], normed for the output head."""
-        config, model = self.model.config, self.model
         rows = step.token_ids if self._embedding_rows is None else self._embedding_rows[step.token_ids]
-        x = model.embedding.index_select(0, rows)
+        x = self.model.embedding.index_select(0, rows)
         cos_sin = self._rope.index_select(0, step.positions)
-        normed = rms_norm(x, model.layers[0].attention_norm, config.rms_norm_eps)
-        # A layer's sum and the norm of what follows it are one launch.
-        following = (*(layer.attention_norm for layer in model.layers[1:]), model.final_norm)
-        for index, (layer, following_norm) in enumerate(zip(model.layers, following, strict=True)):
-            attended = self._attention(index, layer, normed, cos_sin, step)
-            x = linear(attended, layer.out, layer.out_bias, residual=x)
-            normed, x = self._experts(layer, x, following_norm)
+        if x.shape[0] <= min(MAX_SUM_TOKENS, MAX_VECTOR_TOKENS):
+            normed = self._single(x, cos_sin, step)
+        else:
+            normed = self._several(x, cos_sin, step)
         return normed if step.sampled_tokens is None else normed.index_select(0, step.sampled_tokens)
+
+    def _single(self, x: Tensor, cos_sin: Tensor, step: StepInputs) -> Tensor:
+        """All layers and the final norm, for so few tokens that sums and norms are parts of the products."""
+        config, model = self.model.config, self.model
+        for index, layer in enumerate(model.layers):
+            qkv = linear(x, layer.qkv, layer.qkv_bias, norm=(layer.attention_norm, config.rms_norm_eps))
+            attended = self._attention(index, layer, qkv, cos_sin, step)
+            x = linear(attended, layer.out, layer.out_bias, residual=x)
+            normed, factor, chosen, weights = self._route(layer, x)
+            x = expert_sum(
+                normed,
+                chosen,
+                weights,
+                layer.gate_up,
+                layer.gate_up_bias,
+                layer.down,
+                layer.down_bias,
+                x,
+                x_factor=factor,
+                **self._formula,
+            )
+        return rms_norm(x, model.final_norm, config.rms_norm_eps)
+
+    def _several(self, x: Tensor, cos_sin: Tensor, step: StepInputs) -> Tensor:
+        """The same for any number of tokens. A layer's sum and the norm of what follows it are one launch."""
+        config, model = self.model.config, self.model
+        normed = rms_norm(x, model.layers[0].attention_norm, config.rms_norm_eps)
+        following = (*(layer.attention_norm for layer in model.layers[1:]), model.final_norm)
+        # With more tokens, loading its weights early would hold up the sum before it, which is short.
+        overlap = x.shape[0] <= MAX_VECTOR_TOKENS
+        for index, (layer, following_norm) in enumerate(zip(model.layers, following, strict=True)):
+            qkv = linear(normed, layer.qkv, layer.qkv_bias, overlap=overlap)
+            attended = self._attention(index, layer, qkv, cos_sin, step)
+            x = linear(attended, layer.out, layer.out_bias, residual=x)
+            normed, factor, chosen, weights = self._route(layer, x)
+            rows = expert_rows(
+                normed,
+                chosen,
+                layer.gate_up,
+                layer.gate_up_bias,
+                layer.down,
+                layer.down_bias,
+                x_factor=factor,
+                **self._formula,
+            )
+            normed, x = combine_norm(
+                rows,
+                chosen,
+                weights,
+                x,
+                following_norm,
+                config.rms_norm_eps,
+                num_experts=layer.gate_up.num_experts,
+                first_expert=self._formula["first_expert"],
+            )
+        return normed
 
     def logits(self, normed: Tensor, out: Tensor | None = None) -> Tensor:
         """[S, H] of `forward` to float32 [S, N] over the vocabulary's rows; returns (or fills) out."""
@@ -55,10 +122,8 @@ class DeviceTransformer:
             raise ValueError("only shard 0 holds the output head")
         return linear(normed, self.model.head, None, out_dtype=torch.float32, out=out)
 
-    def _attention(self, index: int, layer: Layer, normed: Tensor, cos_sin: Tensor, step: StepInputs) -> Tensor:
+    def _attention(self, index: int, layer: Layer, qkv: Tensor, cos_sin: Tensor, step: StepInputs) -> Tensor:
         """Returns [T, Hq * D]."""
-        # Loading its weights early would hold up the sum before it, which is short.
-        qkv = linear(normed, layer.qkv, layer.qkv_bias, overlap=False)
         kv, window = self.memory.layers[index], self.model.config.windows[index]
         num_decode, head_dim = step.num_decode, self.model.config.head_dim
         out = qkv.new_empty(qkv.shape[0], layer.sinks.shape[0], head_dim)
@@ -68,41 +133,16 @@ class DeviceTransformer:
             _prefill(step.prefill, qkv[num_decode:], cos_sin[num_decode:], kv, layer.sinks, window, out[num_decode:])
         return out.flatten(1)
 
-    def _experts(self, layer: Layer, x: Tensor, following_norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Norm, router, experts and their sum with x: [T, H], normed for what follows, and as it is."""
-        config, num_tokens = self.model.config, x.shape[0]
-        top_k, eps = config.num_experts_per_token, config.rms_norm_eps
-        factor = 1.0
+    def _route(self, layer: Layer, x: Tensor) -> tuple[Tensor, float, Tensor, Tensor]:
+        """What the experts get, [T, H] normed and times a factor; the factor; which ones, and their weights."""
+        num_tokens, eps, factor = x.shape[0], self.model.config.rms_norm_eps, 1.0
         if num_tokens <= MAX_TOKENS:
             factor = operand_factor(num_tokens)
             normed, logits = norm_linear(x, layer.mlp_norm, eps, layer.router, layer.router_bias, factor)
         else:
             normed = rms_norm(x, layer.mlp_norm, eps)
             logits = linear(normed, layer.router, layer.router_bias, out_dtype=torch.float32)
-        chosen, weights = route(logits, top_k)
-        first_expert = self.model.shard.span(config.num_experts).start
-        rows = expert_rows(
-            normed,
-            chosen,
-            layer.gate_up,
-            layer.gate_up_bias,
-            layer.down,
-            layer.down_bias,
-            alpha=config.swiglu_alpha,
-            limit=config.swiglu_limit,
-            first_expert=first_expert,
-            x_factor=factor,
-        )
-        return combine_norm(
-            rows,
-            chosen,
-            weights,
-            x,
-            following_norm,
-            eps,
-            num_experts=layer.gate_up.num_experts,
-            first_expert=first_expert,
-        )
+        return normed, factor, *route(logits, self.model.config.num_experts_per_token)
 
 
 def _decode(
