@@ -78,5 +78,5 @@ def plain_expert_sum(
         x, experts, gate_up, gate_up_bias, down, down_bias,
         alpha=alpha, limit=limit, first_expert=first_expert, x_factor=x_factor,
     )  # fmt: skip
-    total = (rows.view(*experts.shape, -1) * weights.unsqueeze(-1)).sum(1)
+    total = (rows.view(*experts.shape, down.num_rows) * weights.unsqueeze(-1)).sum(1)
     return (residual.float() + total).to(residual.dtype)
