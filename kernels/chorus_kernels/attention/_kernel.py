@@ -88,8 +88,9 @@ def decode_attention_kernel(
     split that the newest position falls in writes its key and value, and takes them from registers: no program reads
     that row of the memory. With SPLIT, `partial` [S, Hq, splits, D] gets the split's weighted values,
     and `stats` [S, Hq, splits, 2] their weights' sum and the highest score.
+
+    Before it waits it reads lengths, tables and angles: the kernel before it must not write them.
     """
-    wait_for_previous(DEPENDENT)
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     head, sequence, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     length = tl.load(lengths + sequence)
@@ -100,15 +101,13 @@ def decode_attention_kernel(
     share = _split(length, tl.num_programs(2), SPLIT_MIN, BLOCK_N)
     begin = split * share
     if (split > 0) & (begin >= length):
+        # Split 0 waits.
         return
     end = tl.minimum(begin + share, length)
 
     m, n, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     in_group, in_head = m < GROUP, d < HEAD_DIM
     query_head = head * GROUP + m
-    q_base = q + sequence * q_stride
-    q_mask = in_group[:, None] & in_head[None, :]
-    queries = tl.load(q_base + query_head[:, None] * HEAD_DIM + d[None, :], mask=q_mask, other=0.0)  # [BM, BD]
     sink = tl.load(sinks + query_head, mask=in_group, other=0.0).to(tl.float32) * _LOG2_E
     top = tl.where(split == 0, sink, _FLOOR)
     total = tl.where(split == 0, 1.0, tl.zeros([BLOCK_M], tl.float32))
@@ -124,6 +123,11 @@ def decode_attention_kernel(
         cos = tl.load(cos_sin + sequence * HEAD_DIM + d % HALF, mask=in_head, other=0.0)  # [BD]
         sin = tl.load(cos_sin + sequence * HEAD_DIM + HALF + d % HALF, mask=in_head, other=0.0)
         sin = tl.where(d < HALF, -sin, sin)
+    wait_for_previous(DEPENDENT)
+    q_base = q + sequence * q_stride
+    q_mask = in_group[:, None] & in_head[None, :]
+    queries = tl.load(q_base + query_head[:, None] * HEAD_DIM + d[None, :], mask=q_mask, other=0.0)  # [BM, BD]
+    if FUSED:
         others = tl.load(q_base + query_head[:, None] * HEAD_DIM + partner[None, :], mask=q_mask, other=0.0)
         queries = (queries.to(tl.float32) * cos[None, :] + others.to(tl.float32) * sin[None, :]).to(q.dtype.element_ty)
         k_base = q_base + (NUM_HEADS + head) * HEAD_DIM
@@ -183,8 +187,11 @@ def combine_splits_kernel(
     BLOCK_D: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Program (query head, sequence): the splits' values, weighed in one fixed order."""
-    wait_for_previous(DEPENDENT)
+    """Program (query head, sequence): the splits' values, weighed in one fixed order.
+
+    To be launched after `decode_attention_kernel`, which has waited for what wrote the lengths and ends before its
+    programs let this one begin.
+    """
     let_next_begin(DEPENDENT)
     head, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
     length = tl.load(lengths + sequence)
@@ -194,6 +201,7 @@ def combine_splits_kernel(
     live = live & (s < num_splits)
     slot = (sequence * NUM_HEADS + head) * num_splits + s
     mask = live[:, None] & (d < HEAD_DIM)[None, :]
+    wait_for_previous(DEPENDENT)
     mixed = tl.load(partial + (slot * HEAD_DIM)[:, None] + d[None, :], mask=mask, other=0.0)  # [BS, BD]
     total = tl.load(stats + 2 * slot, mask=live, other=0.0)
     top = tl.load(stats + 2 * slot + 1, mask=live, other=_FLOOR)
