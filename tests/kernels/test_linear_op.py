@@ -98,6 +98,21 @@ def test_many_tokens(out_dtype: torch.dtype, addends: str) -> None:
     assert_close(y, exact(x, weight, bias, residual), 70, rounded_before)
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "bias"), [(1, True), (3, True), (MAX_TOKENS + 1, True), (MAX_TOKENS + 1, False)]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_onto_the_residual(num_tokens: int, bias: bool, dtype: torch.dtype) -> None:
+    x, weight = normal(num_tokens, 70, seed=13), normal(11, 70, seed=14)
+    residual = normal(num_tokens, 11, seed=15, dtype=dtype)
+    addend = normal(11, seed=16) if bias else None
+    expected = exact(x, weight, addend, residual)
+    before = float(exact(x, weight, addend).abs().max()) if bias and num_tokens > MAX_TOKENS else 0.0
+    y = linear(x, weight, addend, residual, dtype, out=residual)
+    assert y is residual
+    assert_close(y, expected, 70, before)
+
+
 def test_no_tokens() -> None:
     assert linear(normal(0, 6, seed=0), normal(4, 6, seed=1), normal(4, seed=2)).shape == (0, 4)
 

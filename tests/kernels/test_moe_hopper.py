@@ -89,7 +89,13 @@ def test_batches() -> None:
 
 
 def test_around_them() -> None:
-    route = {"logits_ptr": "*bf16", "experts_ptr": "*i32", "weights_ptr": "*fp32", "num_tokens": "i32"}
+    route = {
+        "logits_ptr": "*bf16",
+        "bias_ptr": "*bf16",
+        "experts_ptr": "*i32",
+        "weights_ptr": "*fp32",
+        "num_tokens": "i32",
+    }
     prepare = {
         "x_ptr": "*bf16",
         "experts_ptr": "*i32",
@@ -99,13 +105,13 @@ def test_around_them() -> None:
     }
     combine = {
         "rows_ptr": "*fp32", "experts_ptr": "*i32", "weights_ptr": "*fp32", "out_ptr": "*bf16", "residual_ptr": "*bf16",
-        "norm_ptr": "*bf16", "sum_ptr": "*bf16",
+        "norm_ptr": "*bf16", "addend_ptr": "*bf16", "sum_ptr": "*bf16",
     }  # fmt: skip
     variants = [
         Variant(
             MODULE + "_kernel:route_kernel",
             route | {"num_experts": "i32"},
-            {"TOP_K": 4, "BLOCK_T": 1, "BLOCK_E": 128, "BLOCK_K": 4},
+            {"HAS_BIAS": True, "TOP_K": 4, "BLOCK_T": 1, "BLOCK_E": 128, "BLOCK_K": 4},
             1,
         ),
         Variant(
@@ -117,7 +123,7 @@ def test_around_them() -> None:
         Variant(
             MODULE + "_kernel:combine_kernel",
             combine | SHARD,
-            {"HIDDEN": 2880, "TOP_K": 4, "NORM": True, "EPS": 1e-5, "BLOCK_H": 4096},
+            {"HIDDEN": 2880, "TOP_K": 4, "NORM": True, "HAS_ADDEND": True, "EPS": 1e-5, "BLOCK_H": 4096},
             8,
         ),
     ]

@@ -133,6 +133,9 @@ def test_route(num_tokens: int, num_experts: int, top_k: int, dtype: torch.dtype
     expected = logits.float().sort(dim=-1, descending=True, stable=True)
     assert experts.dtype == torch.int32 and torch.equal(experts, expected.indices[:, :top_k].int())
     assert torch.allclose(weights, expected.values[:, :top_k].softmax(-1), atol=1e-6, rtol=0)
+    bias = normal(num_experts, generator=random(2)).bfloat16()
+    for found, known in zip(op.route(logits, top_k, bias), op.route(logits.float() + bias, top_k), strict=True):
+        assert torch.equal(found, known)
 
 
 def test_route_gives_ties_to_the_lower_number() -> None:
@@ -293,6 +296,11 @@ def test_sum_with_the_residual_is_normed(residual_dtype: torch.dtype) -> None:
     step = 2.0**-24 if residual_dtype == torch.float32 else ROUNDING
     assert normed.dtype == total.dtype == residual_dtype
     assert bool(((total.double() - exact).abs() <= step * exact.abs() + 1e-6 * terms.abs().sum(1) + 1e-6).all())
+    addend = normal(45, generator=generator).bfloat16()
+    again, more = op.combine_norm(rows, experts, weights, residual, norm, 1e-5, addend, num_experts=2, first_expert=1)
+    assert torch.equal(again, normed)
+    exact += addend.double()
+    assert bool(((more.double() - exact).abs() <= step * exact.abs() + 1e-6 * terms.abs().sum(1) + 1e-6).all())
     kept = total.double()
     expected = kept / (kept.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.double()
     assert bool(((normed.double() - expected).abs() <= (step + 1e-6) * expected.abs()).all())
@@ -411,6 +419,8 @@ def test_refusals() -> None:
         op.experts(
             x, experts, weights, layer.packed_gate_up, layer.gate_up_bias[:1], layer.packed_down, layer.down_bias
         )
+    with pytest.raises(ValueError, match=r"bias must be bfloat16 or float32 \[4\]"):
+        op.route(torch.zeros(2, 4), 2, torch.zeros(3))
     for logits, top_k in ((torch.zeros(2, 4), 5), (torch.zeros(2, 4).half(), 2), (torch.zeros(4, 2).T, 2)):
         with pytest.raises(ValueError):
             op.route(logits, top_k)

@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_refused() -> None:
         rms_norm(x.half(), weight, EPS)
     matrix, bias = normal(2, 6, seed=9, dtype=torch.bfloat16), normal(2, seed=10, dtype=torch.bfloat16)
     for message, arguments in (
-        ("must be bfloat16", (x.float(), weight, EPS, matrix, bias)),
+        ("must have one dtype", (x.float(), weight, EPS, matrix, bias)),
         (r"weight must be \[N, 6\]", (x, weight, EPS, matrix[:, :5], bias)),
         (r"bias must be \[2\]", (x, weight, EPS, matrix, bias[:1])),
         ("weight must be contiguous", (x, weight, EPS, matrix.repeat(1, 2)[:, ::2], bias)),

@@ -23,7 +23,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def plain_linear(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
+    bias: Tensor | None = None,
     residual: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     out: Tensor | None = None,

@@ -31,14 +31,15 @@ def linear(
 
     x: bfloat16 [T, K]; weight: bfloat16 [N, K]; bias: [N], bfloat16 or float32; residual: [T, N], bfloat16 or float32;
     the norm's weight: [K], bfloat16 or float32; all contiguous. Returns out_dtype [T, N], bfloat16 (the default) or
-    float32: `out`, if it is given.
+    float32: `out`, if it is given, which may be the residual.
 
     overlap: whether the kernel before may still run while the first weights are loaded (if it lets this one begin, and
     the device can); the weight and the bias must be at rest.
 
     Sums are float32, rounded once at the end, in an order that depends on K alone: up to MAX_VECTOR_TOKENS tokens, of
     exact products, with the norm not rounded before; up to MAX_TOKENS in another order. Above: cuBLAS, whose order
-    depends on T too; in bfloat16 its product and bias are rounded before the residual is added.
+    depends on T too; in bfloat16 its product and bias are rounded before the residual is added, unless there is no bias
+    and the residual is `out`.
     Errors: ValueError for other shapes, dtypes, strides or devices, and for a norm of more than MAX_VECTOR_TOKENS.
     """
     out_dtype = torch.bfloat16 if out_dtype is None else out_dtype
@@ -75,6 +76,10 @@ def linear(
 
 
 def _cublas(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor) -> Tensor:
+    if out is residual:
+        if out.dtype == torch.bfloat16 and bias is None:
+            return out.addmm_(x, weight.t())
+        residual = out.clone()
     if out.dtype == torch.bfloat16:
         if bias is None:
             torch.mm(x, weight.t(), out=out)

@@ -120,21 +120,17 @@ def _add_step(acc, words, scales, x):
 
 
 @triton.jit
-def _add_quad(acc, words, scales, x0, x1, x_ptrs, begin, K: tl.constexpr):
-    """acc plus a quad's weights times x, of which the first two steps are there; also those of the next quad. x is
-    loaded two steps ahead of use."""
-    w0, w1, w2, w3 = _steps(tl.trans(words), 128)
-    s0, s1, s2, s3 = _steps(scales, 32)
+def _add_quad(acc, words, scales, x_ptrs, begin, K: tl.constexpr):
+    x0 = _load_columns(x_ptrs, begin, K)
+    x1 = _load_columns(x_ptrs, begin + 64, K)
     x2 = _load_columns(x_ptrs, begin + 128, K)
     x3 = _load_columns(x_ptrs, begin + 192, K)
-    tl.debug_barrier()
+    w0, w1, w2, w3 = _steps(tl.trans(words), 128)
+    s0, s1, s2, s3 = _steps(scales, 32)
     acc = _add_step(acc, w0, s0, x0)
     acc = _add_step(acc, w1, s1, x1)
-    x0 = _load_columns(x_ptrs, begin + 256, K)
-    x1 = _load_columns(x_ptrs, begin + 320, K)
-    tl.debug_barrier()
     acc = _add_step(acc, w2, s2, x2)
-    return _add_step(acc, w3, s3, x3), x0, x1
+    return _add_step(acc, w3, s3, x3)
 
 
 @triton.jit
@@ -155,17 +151,18 @@ def _tile_sums(
     x_ptrs: [8] pointers to the columns' values.
     """
     acc = tl.zeros([2, 8, 4, 2], tl.float32)
-    x0 = _load_columns(x_ptrs, 0, K)
-    x1 = _load_columns(x_ptrs, 64, K)
     for step in range(0, STEPS, 12):
         # Two quads ahead of use; zeros after the last. No load crosses a barrier: the assembler would move those above
         # down to their first use.
         words2, scales2 = _load_quad(words_ptr, scales_ptr, tile, step + 8, STEPS, QUADS)
-        acc, x0, x1 = _add_quad(acc, words0, scales0, x0, x1, x_ptrs, step * 64, K)
+        tl.debug_barrier()
+        acc = _add_quad(acc, words0, scales0, x_ptrs, step * 64, K)
         words0, scales0 = _load_quad(words_ptr, scales_ptr, tile, step + 12, STEPS, QUADS)
-        acc, x0, x1 = _add_quad(acc, words1, scales1, x0, x1, x_ptrs, (step + 4) * 64, K)
+        tl.debug_barrier()
+        acc = _add_quad(acc, words1, scales1, x_ptrs, (step + 4) * 64, K)
         words1, scales1 = _load_quad(words_ptr, scales_ptr, tile, step + 16, STEPS, QUADS)
-        acc, x0, x1 = _add_quad(acc, words2, scales2, x0, x1, x_ptrs, (step + 8) * 64, K)
+        tl.debug_barrier()
+        acc = _add_quad(acc, words2, scales2, x_ptrs, (step + 8) * 64, K)
     return tl.split(tl.permute(tl.reshape(acc, 2, 8, COLUMNS), 1, 2, 0))
 
 

@@ -72,36 +72,18 @@ def _add_step(acc, words, scales, x, W: tl.constexpr):
 
 
 @triton.jit
-def _add_quad(
-    acc,
-    words,
-    scales,
-    x0,
-    x1,
-    x_ptrs,
-    column,
-    K: tl.constexpr,
-    W: tl.constexpr,
-    WHOLE: tl.constexpr,
-    LAST: tl.constexpr,
-):
-    """acc plus a quad's weights times x, of which the first two steps are there; also those of the next quad, unless
-    this is the LAST. WHOLE: whether this quad and the next one end within K."""
+def _add_quad(acc, words, scales, x_ptrs, column, K: tl.constexpr, W: tl.constexpr, WHOLE: tl.constexpr):
+    x0 = _load_columns(x_ptrs, column, K, W, WHOLE)
+    x1 = _load_columns(x_ptrs, column + 64, K, W, WHOLE)
+    x2 = _load_columns(x_ptrs, column + 128, K, W, WHOLE)
+    x3 = _load_columns(x_ptrs, column + 192, K, W, WHOLE)
     even, odd = tl.split(tl.reshape(scales, 32, W, 2, 2))
     s0, s2 = tl.split(even)
     s1, s3 = tl.split(odd)
-    x2 = _load_columns(x_ptrs, column + 128, K, W, WHOLE)
-    x3 = _load_columns(x_ptrs, column + 192, K, W, WHOLE)
-    # No load crosses a barrier: the assembler would move those above down to their first use.
-    tl.debug_barrier()
     acc = _add_step(acc, words[0], s0, x0, W)
     acc = _add_step(acc, words[1], s1, x1, W)
-    if not LAST:
-        x0 = _load_columns(x_ptrs, column + 256, K, W, WHOLE)
-        x1 = _load_columns(x_ptrs, column + 320, K, W, WHOLE)
-        tl.debug_barrier()
     acc = _add_step(acc, words[2], s2, x2, W)
-    return _add_step(acc, words[3], s3, x3, W), x0, x1
+    return _add_step(acc, words[3], s3, x3, W)
 
 
 @triton.jit
@@ -153,20 +135,15 @@ def decode_down_sum_kernel(
     wait_for_previous(DEPENDENT)
     x_ptrs = hidden_ptr + slot * INNER + tl.zeros([8, 1, 1], tl.int32)
     acc = tl.zeros([W, 2, 8, 4], tl.float32)
-    column = first * 64
-    x0 = _load_columns(x_ptrs, column, INNER, W, WHOLE > 0)
-    x1 = _load_columns(x_ptrs, column + 64, INNER, W, WHOLE > 0)
     for quad in tl.static_range(0, PART, 2):
-        acc, x0, x1 = _add_quad(
-            acc, words0, scales0, x0, x1, x_ptrs, column + quad * 256, INNER, W, quad + 1 < WHOLE, quad + 1 == PART
-        )
+        # No load crosses a barrier: the assembler would move those above down to their first use.
+        tl.debug_barrier()
+        acc = _add_quad(acc, words0, scales0, x_ptrs, first * 64 + quad * 256, INNER, W, quad < WHOLE)
         if quad + 2 < PART:
             words0, scales0 = _load_quad(words_ptrs, scales_ptrs, first, quad + 2, STEPS, quad + 2 < WHOLE)
         if quad + 1 < PART:
-            acc, x0, x1 = _add_quad(
-                acc, words1, scales1, x0, x1, x_ptrs, column + quad * 256 + 256, INNER, W, quad + 2 < WHOLE,
-                quad + 2 == PART,
-            )  # fmt: skip
+            tl.debug_barrier()
+            acc = _add_quad(acc, words1, scales1, x_ptrs, first * 64 + quad * 256 + 256, INNER, W, quad + 1 < WHOLE)
             if quad + 3 < PART:
                 words1, scales1 = _load_quad(words_ptrs, scales_ptrs, first, quad + 3, STEPS, quad + 3 < WHOLE)
     unit, share, mine = tl.reshape(unit, W, 1, 1), tl.reshape(share, W, 1, 1), tl.reshape(mine, W, 1, 1)

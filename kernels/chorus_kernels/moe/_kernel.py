@@ -10,11 +10,12 @@ from chorus_kernels.dependent_launch import let_next_begin, wait_for_previous
 # No kernel is compiled for a number of tokens, slots or tiles, which differ from step to step.
 @triton.jit(do_not_specialize=["num_tokens"])
 def route_kernel(
-    logits_ptr, experts_ptr, weights_ptr, num_tokens, num_experts,
-    TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
+    logits_ptr, bias_ptr, experts_ptr, weights_ptr, num_tokens, num_experts,
+    HAS_BIAS: tl.constexpr, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """The TOP_K largest of each row, lowest number first among equals, and a softmax over them. Grid: (T / BLOCK_T)."""
+    """The TOP_K largest of each row plus bias, lowest number first among equals, and a softmax over them. Grid:
+    (T / BLOCK_T)."""
     let_next_begin(DEPENDENT)
     wait_for_previous(DEPENDENT)
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -23,6 +24,8 @@ def route_kernel(
     inside = (t < num_tokens)[:, None] & (e < num_experts)[None, :]
     at = t.to(tl.int64)[:, None] * num_experts + e[None, :]
     logits = tl.load(logits_ptr + at, mask=inside, other=0.0).to(tl.float32)  # [BT, BE]
+    if HAS_BIAS:
+        logits += tl.load(bias_ptr + e, mask=e < num_experts, other=0.0).to(tl.float32)[None, :]
     broken = tl.max((logits != logits).to(tl.int32), 1) > 0  # [BT]
     # Without NaN each step below finds an expert that is there and not yet taken, whatever the row holds.
     logits = tl.where(logits != logits, float("-inf"), logits)
@@ -48,12 +51,13 @@ def route_kernel(
 
 @triton.jit
 def combine_kernel(
-    rows_ptr, experts_ptr, weights_ptr, out_ptr, residual_ptr, norm_ptr, sum_ptr, first_expert, num_experts,
-    HIDDEN: tl.constexpr, TOP_K: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
+    rows_ptr, experts_ptr, weights_ptr, out_ptr, residual_ptr, norm_ptr, addend_ptr, sum_ptr, first_expert, num_experts,
+    HIDDEN: tl.constexpr, TOP_K: tl.constexpr, NORM: tl.constexpr, HAS_ADDEND: tl.constexpr, EPS: tl.constexpr,
     BLOCK_H: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """sum[t] = sum over k of weights[t, k] rows[t, k]; slots of other shards are never read.
-    out[t] is that, or with NORM, sum[t] has residual[t] in it, and out[t] is its RMSNorm. Grid: (T)."""
+    out[t] is that, or with NORM, sum[t] has residual[t] in it, and out[t] is its RMSNorm; with HAS_ADDEND, sum[t] has
+    the addend in it, too. Grid: (T)."""
     token = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, BLOCK_H)
     if NORM:
@@ -71,9 +75,11 @@ def combine_kernel(
     at = token * HIDDEN + h
     if NORM:
         acc += tl.load(residual_ptr + at, mask=h < HIDDEN, other=0.0).to(tl.float32)
-        stored = rounded(acc, sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + at, stored, mask=h < HIDDEN)
-        # Of the sum as it is stored: whoever norms the stored sum later gets the same bits.
-        acc = stored.to(tl.float32)
+        stored = acc
+        if HAS_ADDEND:
+            stored += tl.load(addend_ptr + h, mask=h < HIDDEN, other=0.0).to(tl.float32)
+        tl.store(sum_ptr + at, rounded(stored, sum_ptr.dtype.element_ty), mask=h < HIDDEN)
+        # Of the sum as it is stored without an addend: whoever norms it later gets the same bits.
+        acc = rounded(acc, sum_ptr.dtype.element_ty).to(tl.float32)
         acc = acc * tl.rsqrt(tl.sum(acc * acc, 0) / HIDDEN + EPS) * norm
     tl.store(out_ptr + at, rounded(acc, out_ptr.dtype.element_ty), mask=h < HIDDEN)

@@ -29,13 +29,16 @@ def check_experts(
         raise ValueError(
             f"down must be {num_experts} matrices with {hidden_size} rows, not {down.num_experts} with {down.num_rows}"
         )
-    for name, bias, width in (("gate_up_bias", gate_up_bias, 2 * inner), ("down_bias", down_bias, hidden_size)):
-        if bias.shape != (num_experts, width) or bias.dtype not in (torch.bfloat16, torch.float32):
-            raise ValueError(
-                f"{name} must be bfloat16 or float32 [{num_experts}, {width}], not {bias.dtype} {list(bias.shape)}"
-            )
-    tensors = {"x": x, "experts": experts, "gate_up_bias": gate_up_bias, "down_bias": down_bias}
+    check_bias("gate_up_bias", gate_up_bias, (num_experts, 2 * inner), x.device)
+    check_bias("down_bias", down_bias, (num_experts, hidden_size), x.device)
+    tensors = {"x": x, "experts": experts}
     check_places(tensors | {"gate_up": gate_up.words, "down": down.words}, x.device)
+
+
+def check_bias(name: str, bias: Tensor, shape: Sequence[int], device: torch.device) -> None:
+    if bias.shape != shape or bias.dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"{name} must be bfloat16 or float32 {list(shape)}, not {bias.dtype} {list(bias.shape)}")
+    check_places({name: bias}, device)
 
 
 def check_weights(experts: Tensor, weights: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chorus_kernels.dependent_launch import dependent_launch
 from chorus_kernels.moe import _decode_kernel, _decode_sum_kernel, _grouped_kernel, _kernel
-from chorus_kernels.moe.checks import check_experts, check_places, check_residual, check_rows, check_weights
+from chorus_kernels.moe.checks import check_bias, check_experts, check_places, check_residual, check_rows, check_weights
 from chorus_kernels.moe.layout import STEP_COLUMNS, PackedExperts
 
 # What one tensor core tile takes at no further cost.
@@ -58,12 +58,12 @@ def grouped_tiles(num_slots: int, num_experts: int) -> Tiles:
     return Tiles(rows=128, slots=128, steps=1, num_warps=8, num_stages=4)
 
 
-def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def route(router_logits: Tensor, top_k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Picks each token's experts.
 
-    router_logits: bfloat16 or float32 [T, E]; returns experts int32 [T, top_k], largest logit first, the lower number
-    first among equals, and weights float32 [T, top_k], a softmax over the chosen. A row with NaN gets distinct experts
-    that exist, and weights of NaN.
+    router_logits: bfloat16 or float32 [T, E]; bias, added to each row: likewise [E]. Returns experts int32 [T, top_k],
+    largest logit first, the lower number first among equals, and weights float32 [T, top_k], a softmax over the chosen.
+    A row with NaN gets distinct experts that exist, and weights of NaN.
 
     Errors: ValueError for other shapes or dtypes, a tensor that isn't contiguous, or top_k outside 1 .. E.
     """
@@ -74,6 +74,8 @@ def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     num_tokens, num_experts = router_logits.shape
     if not router_logits.is_contiguous():
         raise ValueError("router_logits must be contiguous")
+    if bias is not None:
+        check_bias("bias", bias, (num_experts,), router_logits.device)
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k must be between 1 and the {num_experts} experts, not {top_k}")
     experts = torch.empty(num_tokens, top_k, dtype=torch.int32, device=router_logits.device)
@@ -81,7 +83,7 @@ def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     if num_tokens:
         block_t = 1 if num_tokens <= 64 else 4
         _kernel.route_kernel[(triton.cdiv(num_tokens, block_t),)](
-            router_logits, experts, weights, num_tokens, num_experts,
+            router_logits, bias, experts, weights, num_tokens, num_experts, HAS_BIAS=bias is not None,
             TOP_K=top_k, BLOCK_T=block_t, BLOCK_E=triton.next_power_of_2(num_experts),
             BLOCK_K=triton.next_power_of_2(top_k), num_warps=1 if block_t == 1 else 4,
             **dependent_launch(router_logits.device),
@@ -120,7 +122,7 @@ def experts(
     if out_dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"out_dtype must be bfloat16 or float32, not {out_dtype}")
     out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-    _combine(rows, experts, weights, out, None, None, out, 0.0, first_expert, down.num_experts)
+    _combine(rows, experts, weights, out, None, None, None, out, 0.0, first_expert, down.num_experts)
     return out
 
 
@@ -131,6 +133,7 @@ def combine_norm(
     residual: Tensor,
     norm_weight: Tensor,
     eps: float,
+    addend: Tensor | None = None,
     *,
     num_experts: int,
     first_expert: int = 0,
@@ -139,17 +142,19 @@ def combine_norm(
     s, in the residual's dtype.
 
     rows: of `expert_rows`; experts: int32 [T, K]; weights: float32 [T, K]; residual: bfloat16 or float32 [T, H];
-    norm_weight: [H], bfloat16 or float32. Returns y and s, both new, [T, H].
+    norm_weight, addend: [H], bfloat16 or float32. Returns y and s, both new, [T, H]; with an addend, s + addend,
+    rounded once, in the place of s.
     Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
     """
     check_rows(rows, experts, weights)
     shape = (experts.shape[0], rows.shape[1])
     check_residual(residual, shape)
-    if norm_weight.shape != shape[1:] or norm_weight.dtype not in (torch.bfloat16, torch.float32):
-        raise ValueError(f"norm_weight must be bfloat16 or float32 [{shape[1]}], not {list(norm_weight.shape)}")
-    check_places({"residual": residual, "norm_weight": norm_weight}, rows.device)
+    check_bias("norm_weight", norm_weight, shape[1:], rows.device)
+    if addend is not None:
+        check_bias("addend", addend, shape[1:], rows.device)
+    check_places({"residual": residual}, rows.device)
     normed, total = torch.empty_like(residual), torch.empty_like(residual)
-    _combine(rows, experts, weights, normed, residual, norm_weight, total, eps, first_expert, num_experts)
+    _combine(rows, experts, weights, normed, residual, norm_weight, addend, total, eps, first_expert, num_experts)
     return normed, total
 
 
@@ -160,6 +165,7 @@ def _combine(
     out: Tensor,
     residual: Tensor | None,
     norm_weight: Tensor | None,
+    addend: Tensor | None,
     total: Tensor,
     eps: float,
     first_expert: int,
@@ -168,8 +174,8 @@ def _combine(
     (num_tokens, top_k), hidden_size = experts.shape, rows.shape[1]
     if num_tokens:
         _kernel.combine_kernel[(num_tokens,)](
-            rows, experts, weights, out, residual, norm_weight, total, first_expert, num_experts,
-            HIDDEN=hidden_size, TOP_K=top_k, NORM=norm_weight is not None, EPS=eps,
+            rows, experts, weights, out, residual, norm_weight, addend, total, first_expert, num_experts,
+            HIDDEN=hidden_size, TOP_K=top_k, NORM=norm_weight is not None, HAS_ADDEND=addend is not None, EPS=eps,
             BLOCK_H=triton.next_power_of_2(hidden_size), num_warps=16 if num_tokens <= 16 else 8,
             **dependent_launch(rows.device),
         )  # fmt: skip

@@ -10,6 +10,8 @@ from chorus_kernels.norm_rope import _kernel
 # 4,096 lanes of a row are 32 values a thread: four 16-byte loads of bfloat16 in flight.
 _NUM_WARPS = 4
 _ROWS = 4
+# Up to so many values of y, `norm_linear` beats a norm and cuBLAS (docs/performance.md); it takes more.
+MAX_NORM_LINEAR_VALUES = 4096
 _DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -32,15 +34,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def norm_linear(
     x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor, factor: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """n = rms_norm(x), rounded to bfloat16; y = n W^T + b. For few tokens and few rows of W, such as a router's.
+    """n = rms_norm(x), rounded to x's dtype; y = n W^T + b. For few tokens and few rows of W, such as a router's.
 
-    x: bfloat16 [T, H]; norm_weight: [H], bfloat16 or float32; weight: bfloat16 [N, H]; bias: [N], bfloat16 or float32;
-    all contiguous. Returns n times factor, bfloat16 [T, H], and y, float32 [T, N], in sums whose order depends on H
-    alone. Errors: ValueError for other shapes, dtypes, strides or devices.
+    x: bfloat16 or float32 [T, H]; norm_weight: [H], bfloat16 or float32; weight: x's dtype [N, H]; bias: [N], bfloat16
+    or float32; all contiguous. Returns n times factor, x's dtype [T, H], and y, float32 [T, N], in sums whose order
+    depends on H alone. Errors: ValueError for other shapes, dtypes, strides or devices.
     """
     _check(x, norm_weight)
-    if x.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16:
-        raise ValueError(f"x and weight must be bfloat16, not {x.dtype} and {weight.dtype}")
+    if weight.dtype != x.dtype:
+        raise ValueError(f"x and weight must have one dtype, not {x.dtype} and {weight.dtype}")
     if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
         raise ValueError(f"weight must be [N, {x.shape[1]}], not {list(weight.shape)}")
     if bias.shape != weight.shape[:1] or bias.dtype not in _DTYPES:

@@ -15,7 +15,7 @@ from chorus_kernels.linear.op import MAX_TOKENS, MAX_VECTOR_TOKENS, linear
 from chorus_kernels.moe.layout import PackedExperts
 from chorus_kernels.moe.op import MAX_SUM_TOKENS, combine_norm, expert_rows, expert_sum, operand_factor, route
 from chorus_kernels.norm_rope import yarn_concentration
-from chorus_kernels.norm_rope.op import norm_linear, rms_norm
+from chorus_kernels.norm_rope.op import MAX_NORM_LINEAR_VALUES, norm_linear, rms_norm
 from chorus_workers.model.transformer import rope_frequencies
 from chorus_workers.model.weights import LayerWeights, Model
 from chorus_workers.runner.triton.kv_memory import DeviceKVMemory, copyable
@@ -86,13 +86,22 @@ class DeviceTransformer:
         """The same for any number of tokens. A layer's sum and the norm of what follows it are one launch."""
         config, model = self.model.config, self.model
         normed = rms_norm(x, model.layers[0].attention_norm, config.rms_norm_eps)
-        following = (*(layer.attention_norm for layer in model.layers[1:]), model.final_norm)
+        following_norms = (*(layer.attention_norm for layer in model.layers[1:]), model.final_norm)
         # With more tokens, loading its weights early would hold up the sum before it, which is short.
         overlap = x.shape[0] <= MAX_VECTOR_TOKENS
-        for index, (layer, following_norm) in enumerate(zip(model.layers, following, strict=True)):
+        # cuBLAS adds to what is there, or a bias: then the output's bias is in the residual before.
+        adds = x.shape[0] > MAX_TOKENS
+        following_biases = [*(layer.out_bias if adds else None for layer in model.layers[1:]), None]
+        first_bias = model.layers[0].out_bias
+        if adds and first_bias is not None:
+            x += first_bias
+        for index, layer in enumerate(model.layers):
             qkv = linear(normed, layer.qkv, layer.qkv_bias, overlap=overlap)
             attended = self._attention(index, layer, qkv, cos_sin, step)
-            x = linear(attended, layer.out, layer.out_bias, residual=x)
+            if adds:
+                linear(attended, layer.out, None, residual=x, out=x)
+            else:
+                x = linear(attended, layer.out, layer.out_bias, residual=x)
             normed, factor, chosen, weights = self._route(layer, x)
             rows = expert_rows(
                 normed,
@@ -109,8 +118,9 @@ class DeviceTransformer:
                 chosen,
                 weights,
                 x,
-                following_norm,
+                following_norms[index],
                 config.rms_norm_eps,
+                following_biases[index],
                 num_experts=layer.gate_up.num_experts,
                 first_expert=self._formula["first_expert"],
             )
@@ -135,14 +145,14 @@ class DeviceTransformer:
 
     def _route(self, layer: Layer, x: Tensor) -> tuple[Tensor, float, Tensor, Tensor]:
         """What the experts get, [T, H] normed and times a factor; the factor; which ones, and their weights."""
-        num_tokens, eps, factor = x.shape[0], self.model.config.rms_norm_eps, 1.0
-        if num_tokens <= MAX_TOKENS:
-            factor = operand_factor(num_tokens)
+        top_k, eps = self.model.config.num_experts_per_token, self.model.config.rms_norm_eps
+        if x.shape[0] * layer.router.shape[0] <= MAX_NORM_LINEAR_VALUES:
+            factor = operand_factor(x.shape[0])
             normed, logits = norm_linear(x, layer.mlp_norm, eps, layer.router, layer.router_bias, factor)
-        else:
-            normed = rms_norm(x, layer.mlp_norm, eps)
-            logits = linear(normed, layer.router, layer.router_bias, out_dtype=torch.float32)
-        return normed, factor, *route(logits, self.model.config.num_experts_per_token)
+            return normed, factor, *route(logits, top_k)
+        normed = rms_norm(x, layer.mlp_norm, eps)
+        logits = linear(normed, layer.router, out_dtype=torch.float32)
+        return normed, 1.0, *route(logits, top_k, layer.router_bias)
 
 
 def _decode(
