@@ -81,11 +81,13 @@ def test_batches() -> None:
     assert len({op.grouped_tiles(num_slots, 32) for num_slots in NUM_SLOTS}) == 4
     for variant, result in zip(variants, compile_for_hopper(variants), strict=True):
         assert result.spilled == 0 and set(result.specialised) <= SHARD.keys()
-        assert result.registers <= 128 and result.shared <= 113 * 1024
-        # No pass of the loop leaves a product unfinished: the next one writes the registers that it reads.
-        last = result.ptx.rindex("wgmma.mma_async")
-        waits = re.findall(r"wgmma\.wait_group\.sync\.aligned (\d+)|bra ", result.ptx[last:])
-        assert waits[0] == "0", variant
+        # Two programs on each multiprocessor, or more.
+        assert result.registers * 32 * variant.num_warps <= 32768 and result.shared <= 113 * 1024
+        # No pass of a loop leaves a product unfinished: the next one writes the registers that it reads. Tiles of more
+        # than 16 slots have a second loop, for half of them.
+        product = r"wgmma\.mma_async(?:(?!wgmma\.mma_async).)*?(?:wait_group\.sync\.aligned (\d+)|bra )"
+        loops = 1 if variant.constants["BLOCK_M"] == 16 else 2
+        assert re.findall(product, result.ptx, re.DOTALL) == ["0"] * loops, variant
 
 
 def test_around_them() -> None:

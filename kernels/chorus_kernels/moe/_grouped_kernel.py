@@ -181,21 +181,20 @@ def _grouped_tile(
     return acc
 
 
-@triton.jit(do_not_specialize=["num_tiles"])
-def grouped_gate_up_kernel(
-    x_ptr, order_ptr, tiles_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, num_tiles, alpha, limit,
+@triton.jit
+def _is_half(count, BLOCK_M: tl.constexpr):
+    """Whether a tile can do with half of its places, as an expert's last one often can."""
+    # Not below the least that Triton multiplies with.
+    return count * 2 <= BLOCK_M if BLOCK_M > 16 else False
+
+
+@triton.jit
+def _gate_up_tile(
+    x_ptr, order_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, expert, place, count, alpha, limit,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """out[place] = swiglu(gate_up x[token] + bias) for places in sorted order: bfloat16 [T k, INNER up to whole steps],
-    in fragment order, zeros beyond INNER. Grid: (blocks of BLOCK_N / 2 outputs, tiles)."""
-    wait_for_previous(DEPENDENT)
-    tile = tl.program_id(1)
-    expert = tl.load(tiles_ptr + tile).to(tl.int64)
-    if expert < 0:
-        return
-    place = tl.load(tiles_ptr + num_tiles + tile)
-    count = tl.load(tiles_ptr + 2 * num_tiles + tile)
+    """At most BLOCK_M of an expert's places, `count` from `place`, by a block of rows."""
     STEPS: tl.constexpr = (HIDDEN + 63) // 64
     QUADS: tl.constexpr = (STEPS + 3) // 4
     TILES: tl.constexpr = INNER // 8
@@ -224,12 +223,13 @@ def grouped_gate_up_kernel(
 
 
 @triton.jit(do_not_specialize=["num_tiles"])
-def grouped_down_kernel(
-    hidden_ptr, order_ptr, tiles_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, num_tiles,
-    HIDDEN: tl.constexpr, INNER: tl.constexpr,
+def grouped_gate_up_kernel(
+    x_ptr, order_ptr, tiles_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, num_tiles, alpha, limit,
+    HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """out[slot] = down hidden[place] + bias, of out's dtype [T k, HIDDEN]. Grid: (blocks of BLOCK_N rows, tiles)."""
+    """out[place] = swiglu(gate_up x[token] + bias) for places in sorted order: bfloat16 [T k, INNER up to whole steps],
+    in fragment order, zeros beyond INNER. Grid: (blocks of BLOCK_N / 2 outputs, tiles)."""
     wait_for_previous(DEPENDENT)
     tile = tl.program_id(1)
     expert = tl.load(tiles_ptr + tile).to(tl.int64)
@@ -237,6 +237,25 @@ def grouped_down_kernel(
         return
     place = tl.load(tiles_ptr + num_tiles + tile)
     count = tl.load(tiles_ptr + 2 * num_tiles + tile)
+    if _is_half(count, BLOCK_M):
+        _gate_up_tile(
+            x_ptr, order_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, expert, place, count, alpha, limit,
+            HIDDEN, INNER, TOP_K, BLOCK_N, BLOCK_M // 2, BLOCK_S, DEPENDENT,
+        )  # fmt: skip
+    else:
+        _gate_up_tile(
+            x_ptr, order_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, expert, place, count, alpha, limit,
+            HIDDEN, INNER, TOP_K, BLOCK_N, BLOCK_M, BLOCK_S, DEPENDENT,
+        )  # fmt: skip
+
+
+@triton.jit
+def _down_tile(
+    hidden_ptr, order_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, expert, place, count,
+    HIDDEN: tl.constexpr, INNER: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """At most BLOCK_M of an expert's places, `count` from `place`, by a block of rows."""
     STEPS: tl.constexpr = (INNER + 63) // 64
     QUADS: tl.constexpr = (STEPS + 3) // 4
     TILES: tl.constexpr = (HIDDEN + 15) // 16
@@ -256,3 +275,29 @@ def grouped_down_kernel(
     slots = tl.load(order_ptr + places)
     to = out_ptr + slots.to(tl.int64)[None, :] * HIDDEN + n[:, None]
     tl.store(to, rounded(out, out_ptr.dtype.element_ty), mask=(m < count)[None, :] & (n < HIDDEN)[:, None])
+
+
+@triton.jit(do_not_specialize=["num_tiles"])
+def grouped_down_kernel(
+    hidden_ptr, order_ptr, tiles_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, num_tiles,
+    HIDDEN: tl.constexpr, INNER: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """out[slot] = down hidden[place] + bias, of out's dtype [T k, HIDDEN]. Grid: (blocks of BLOCK_N rows, tiles)."""
+    wait_for_previous(DEPENDENT)
+    tile = tl.program_id(1)
+    expert = tl.load(tiles_ptr + tile).to(tl.int64)
+    if expert < 0:
+        return
+    place = tl.load(tiles_ptr + num_tiles + tile)
+    count = tl.load(tiles_ptr + 2 * num_tiles + tile)
+    if _is_half(count, BLOCK_M):
+        _down_tile(
+            hidden_ptr, order_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, expert, place, count,
+            HIDDEN, INNER, BLOCK_N, BLOCK_M // 2, BLOCK_S, DEPENDENT,
+        )  # fmt: skip
+    else:
+        _down_tile(
+            hidden_ptr, order_ptr, words_ptr, scales_ptr, units_ptr, bias_ptr, out_ptr, expert, place, count,
+            HIDDEN, INNER, BLOCK_N, BLOCK_M, BLOCK_S, DEPENDENT,
+        )  # fmt: skip
