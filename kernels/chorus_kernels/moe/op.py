@@ -50,12 +50,12 @@ def grouped_tiles(num_slots: int, num_experts: int) -> Tiles:
     """Tiles for so many slots over so many experts, by how many an expert gets on average (docs/performance.md)."""
     mean = -(-num_slots // num_experts)
     if mean <= 8:
-        return Tiles(rows=128, slots=16, steps=2, num_warps=4, num_stages=4)
+        return Tiles(rows=128, slots=16, steps=2, num_warps=4, num_stages=5)
     if mean <= 24:
         return Tiles(rows=128, slots=32, steps=2, num_warps=4, num_stages=4)
     if mean <= 128:
-        return Tiles(rows=128, slots=64, steps=1, num_warps=4, num_stages=6)
-    return Tiles(rows=128, slots=128, steps=1, num_warps=4, num_stages=4)
+        return Tiles(rows=128, slots=64, steps=1, num_warps=4, num_stages=5)
+    return Tiles(rows=128, slots=128, steps=1, num_warps=4, num_stages=5)
 
 
 def route(router_logits: Tensor, top_k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
