@@ -135,14 +135,12 @@ def decode_down_sum_kernel(
     wait_for_previous(DEPENDENT)
     x_ptrs = hidden_ptr + slot * INNER + tl.zeros([8, 1, 1], tl.int32)
     acc = tl.zeros([W, 2, 8, 4], tl.float32)
+    # Loads stay where they are without barriers, which would make warps wait for one another.
     for quad in tl.static_range(0, PART, 2):
-        # No load crosses a barrier: the assembler would move those above down to their first use.
-        tl.debug_barrier()
         acc = _add_quad(acc, words0, scales0, x_ptrs, first * 64 + quad * 256, INNER, W, quad < WHOLE)
         if quad + 2 < PART:
             words0, scales0 = _load_quad(words_ptrs, scales_ptrs, first, quad + 2, STEPS, quad + 2 < WHOLE)
         if quad + 1 < PART:
-            tl.debug_barrier()
             acc = _add_quad(acc, words1, scales1, x_ptrs, first * 64 + quad * 256 + 256, INNER, W, quad + 1 < WHOLE)
             if quad + 3 < PART:
                 words1, scales1 = _load_quad(words_ptrs, scales_ptrs, first, quad + 3, STEPS, quad + 3 < WHOLE)
