@@ -62,7 +62,7 @@ def test_down_with_the_sum() -> None:
     }  # fmt: skip
     constants = {**SHAPE, "TOP_K": 4, "BLOCK_K": 4}
     kernel = MODULE + "_decode_sum_kernel:decode_down_sum_kernel"
-    [result] = compile_for_hopper([Variant(kernel, parameters, constants, 8, 1, max_registers=128)])
+    [result] = compile_for_hopper([Variant(kernel, parameters, constants, 8, 1, max_registers=op._SUM_REGISTERS)])
     # Two programs on each multiprocessor.
     assert result.spilled == 0 and set(result.specialised) <= SHARD.keys()
     # Half of K in 24 steps. What is loaded becomes the tensor cores' operands without an exchange: shared memory has
