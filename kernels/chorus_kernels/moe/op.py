@@ -28,8 +28,8 @@ MAX_DECODE_TOKENS: int = _decode_kernel.COLUMNS.value
 MAX_SUM_TOKENS = 1
 # The decode kernels take what they multiply weights with times this.
 _DECODE_FACTOR = 2.0**64
-# Registers a thread of down with the sum in it. Up to 128, two programs of eight warps share a multiprocessor; with more
-# than 126, the assembler spills.
+# Registers a thread of down with the sum in it. Up to 128, two programs of eight warps share a multiprocessor; above
+# 126, the assembler spills.
 _SUM_REGISTERS = 126
 # What a program takes at a time: slots to sort, columns to copy or to sum up.
 _SORT_SLOTS = 4096
