@@ -7,9 +7,13 @@ import pytest
 from benchmarks import truth
 from tests.support.triton_stand_ins import stand_in
 
+from chorus_workers.runner.triton import transformer
+
 
 def test_a_tiny_model_from_end_to_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stand_in(monkeypatch)
+    # Both ways to the router's logits: for the decode steps, and for the chunks and the crowd.
+    monkeypatch.setattr(transformer, "MAX_NORM_LINEAR_VALUES", 2 * 6)
     sizes = {"positions": 20, "chunk": 12, "decode": 10, "crowd": 10, "tokens": 2}
     arguments = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     monkeypatch.setattr(sys, "argv", ["truth", "--model", "random", *arguments])
