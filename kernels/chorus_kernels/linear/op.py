@@ -43,8 +43,9 @@ def linear(
     Errors: ValueError for other shapes, dtypes, strides or devices, and for a norm of more than MAX_VECTOR_TOKENS.
     """
     out_dtype = torch.bfloat16 if out_dtype is None else out_dtype
-    _check(x, weight, bias, residual, out_dtype, out)
-    _check_norm(x, norm)
+    _check(x, weight, bias, residual, out_dtype, out, None if norm is None else norm[0])
+    if norm is not None and x.shape[0] > MAX_VECTOR_TOKENS:
+        raise ValueError(f"a norm goes with {MAX_VECTOR_TOKENS} tokens at most, not {x.shape[0]}")
     num_tokens, depth = x.shape
     num_rows = weight.shape[0]
     if out is None:
@@ -96,21 +97,6 @@ def _cublas(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
     return out
 
 
-def _check_norm(x: Tensor, norm: tuple[Tensor, float] | None) -> None:
-    if norm is None:
-        return
-    if x.shape[0] > MAX_VECTOR_TOKENS:
-        raise ValueError(f"a norm goes with {MAX_VECTOR_TOKENS} tokens at most, not {x.shape[0]}")
-    weight = norm[0]
-    if weight.shape != x.shape[1:] or weight.dtype not in _OUT_DTYPES:
-        raise ValueError(
-            f"the norm's weight must be [{x.shape[1]}] of bfloat16 or float32, "
-            f"not {list(weight.shape)} of {weight.dtype}"
-        )
-    if not weight.is_contiguous() or weight.device != x.device:
-        raise ValueError(f"the norm's weight must be contiguous on {x.device}, not on {weight.device}")
-
-
 def _check(
     x: Tensor,
     weight: Tensor,
@@ -118,6 +104,7 @@ def _check(
     residual: Tensor | None,
     out_dtype: torch.dtype,
     out: Tensor | None,
+    norm_weight: Tensor | None,
 ) -> None:
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"x must be [T, K] and weight [N, K], not {list(x.shape)} and {list(weight.shape)}")
@@ -125,12 +112,17 @@ def _check(
         raise ValueError(f"x and weight must be bfloat16, not {x.dtype} and {weight.dtype}")
     if out_dtype not in _OUT_DTYPES:
         raise ValueError(f"out_dtype must be bfloat16 or float32, not {out_dtype}")
-    shapes = {"bias": (bias, [weight.shape[0]]), "residual": (residual, [x.shape[0], weight.shape[0]])}
+    shapes = {
+        "bias": (bias, [weight.shape[0]]),
+        "residual": (residual, [x.shape[0], weight.shape[0]]),
+        "the norm's weight": (norm_weight, [x.shape[1]]),
+    }
     for name, (addend, shape) in shapes.items():
         if addend is not None and (list(addend.shape) != shape or addend.dtype not in _OUT_DTYPES):
             raise ValueError(
                 f"{name} must be {shape} of bfloat16 or float32, not {list(addend.shape)} of {addend.dtype}"
             )
-    for name, tensor in {"x": x, "weight": weight, "bias": bias, "residual": residual, "out": out}.items():
+    placed = {"x": x, "weight": weight, "out": out} | {name: addend for name, (addend, _) in shapes.items()}
+    for name, tensor in placed.items():
         if tensor is not None and (not tensor.is_contiguous() or tensor.device != x.device):
             raise ValueError(f"{name} must be contiguous on {x.device}: strides {tensor.stride()} on {tensor.device}")

@@ -29,28 +29,21 @@ def check_experts(
         raise ValueError(
             f"down must be {num_experts} matrices with {hidden_size} rows, not {down.num_experts} with {down.num_rows}"
         )
-    check_bias("gate_up_bias", gate_up_bias, (num_experts, 2 * inner), x.device)
-    check_bias("down_bias", down_bias, (num_experts, hidden_size), x.device)
+    check_floats("gate_up_bias", gate_up_bias, (num_experts, 2 * inner), x.device)
+    check_floats("down_bias", down_bias, (num_experts, hidden_size), x.device)
     tensors = {"x": x, "experts": experts}
     check_places(tensors | {"gate_up": gate_up.words, "down": down.words}, x.device)
 
 
-def check_bias(name: str, bias: Tensor, shape: Sequence[int], device: torch.device) -> None:
-    if bias.shape != shape or bias.dtype not in (torch.bfloat16, torch.float32):
-        raise ValueError(f"{name} must be bfloat16 or float32 {list(shape)}, not {bias.dtype} {list(bias.shape)}")
-    check_places({name: bias}, device)
+def check_floats(name: str, tensor: Tensor, shape: Sequence[int], device: torch.device) -> None:
+    if tensor.shape != shape or tensor.dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"{name} must be bfloat16 or float32 {list(shape)}, not {tensor.dtype} {list(tensor.shape)}")
+    check_places({name: tensor}, device)
 
 
 def check_weights(experts: Tensor, weights: Tensor) -> None:
     if weights.shape != experts.shape or weights.dtype != torch.float32:
         raise ValueError(f"weights must be float32 {list(experts.shape)}, not {weights.dtype} {list(weights.shape)}")
-
-
-def check_residual(residual: Tensor, shape: Sequence[int]) -> None:
-    if residual.shape != shape or residual.dtype not in (torch.bfloat16, torch.float32):
-        raise ValueError(
-            f"residual must be bfloat16 or float32 {list(shape)}, not {residual.dtype} {list(residual.shape)}"
-        )
 
 
 def check_rows(rows: Tensor, experts: Tensor, weights: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chorus_kernels.dependent_launch import dependent_launch
 from chorus_kernels.moe import _decode_kernel, _decode_sum_kernel, _grouped_kernel, _kernel
-from chorus_kernels.moe.checks import check_bias, check_experts, check_places, check_residual, check_rows, check_weights
+from chorus_kernels.moe.checks import check_experts, check_floats, check_places, check_rows, check_weights
 from chorus_kernels.moe.layout import STEP_COLUMNS, PackedExperts
 
 # What one tensor core tile takes at no further cost.
@@ -76,7 +76,7 @@ def route(router_logits: Tensor, top_k: int, bias: Tensor | None = None) -> tupl
     if not router_logits.is_contiguous():
         raise ValueError("router_logits must be contiguous")
     if bias is not None:
-        check_bias("bias", bias, (num_experts,), router_logits.device)
+        check_floats("bias", bias, (num_experts,), router_logits.device)
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k must be between 1 and the {num_experts} experts, not {top_k}")
     experts = torch.empty(num_tokens, top_k, dtype=torch.int32, device=router_logits.device)
@@ -149,11 +149,10 @@ def combine_norm(
     """
     check_rows(rows, experts, weights)
     shape = (experts.shape[0], rows.shape[1])
-    check_residual(residual, shape)
-    check_bias("norm_weight", norm_weight, shape[1:], rows.device)
+    check_floats("residual", residual, shape, rows.device)
+    check_floats("norm_weight", norm_weight, shape[1:], rows.device)
     if addend is not None:
-        check_bias("addend", addend, shape[1:], rows.device)
-    check_places({"residual": residual}, rows.device)
+        check_floats("addend", addend, shape[1:], rows.device)
     normed, total = torch.empty_like(residual), torch.empty_like(residual)
     _combine(rows, experts, weights, normed, residual, norm_weight, addend, total, eps, first_expert, num_experts)
     return normed, total
@@ -239,8 +238,8 @@ def expert_sum(
     """
     check_experts(x, experts, gate_up, gate_up_bias, down, down_bias)
     check_weights(experts, weights)
-    check_residual(residual, x.shape)
-    check_places({"weights": weights, "residual": residual}, x.device)
+    check_floats("residual", residual, x.shape, x.device)
+    check_places({"weights": weights}, x.device)
     num_tokens, top_k = experts.shape
     if num_tokens > MAX_DECODE_TOKENS:
         raise ValueError(f"x must be of {MAX_DECODE_TOKENS} tokens at most, not {num_tokens}")
@@ -248,13 +247,12 @@ def expert_sum(
     if num_tokens:
         operand = _operand(x, x_factor)
         hidden = _decode_hidden(operand, experts, gate_up, gate_up_bias, alpha, limit, first_expert)
-        block_k = triton.next_power_of_2(top_k)
+        shape = _decode_shape(down.num_rows, down.num_columns, top_k)
         _decode_sum_kernel.decode_down_sum_kernel[(num_tokens, triton.cdiv(down.num_rows, 16))](
             hidden, experts, weights, down.words, down.scales, down.units, down_bias, residual, out,
             first_expert, down.num_experts,
-            **_decode_shape(down.num_rows, down.num_columns, top_k),
-            num_warps=block_k * _decode_sum_kernel.PARTS.value, num_stages=1, maxnreg=_SUM_REGISTERS,
-            **dependent_launch(x.device),
+            **shape, num_warps=shape["BLOCK_K"] * _decode_sum_kernel.PARTS.value, num_stages=1,
+            maxnreg=_SUM_REGISTERS, **dependent_launch(x.device),
         )  # fmt: skip
     return out
 
