@@ -22,6 +22,7 @@ class ForcedSequences:
     def __init__(self, model: Any, num_sequences: int, length: int, kv_dtype: torch.dtype | None = None) -> None:
         """length: tokens that a sequence may have."""
         from chorus_workers.runner.base import RunnerInfo
+        from chorus_workers.runner.triton.form import product_tiles
         from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
         from chorus_workers.runner.triton.transformer import DeviceTransformer
 
@@ -30,7 +31,7 @@ class ForcedSequences:
         num_blocks = num_sequences * self._per_sequence
         info = RunnerInfo(config.vocab_size, length, BLOCK_SIZE, num_blocks, num_sequences, length, num_shards=1)
         self._memory = DeviceKVMemory(config, model.shard, info, kv_dtype or model.embedding.dtype, self._device)
-        self._transformer = DeviceTransformer(model, self._memory, length)
+        self._transformer = DeviceTransformer(model, self._memory, length, product_tiles(model))
         self._group = config.num_heads // config.num_kv_heads
 
     def normed(self, start: int, token_ids: Sequence[Sequence[int]], first: int = 0) -> Tensor:

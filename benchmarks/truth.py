@@ -200,8 +200,8 @@ def recorded_experts() -> Iterator[list[Tensor]]:
 
     original, chosen = transformer.route, []
 
-    def route(router_logits: Tensor, top_k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        experts, weights = original(router_logits, top_k, bias)
+    def route(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        experts, weights = original(*arguments, **named)
         chosen.append(experts.long())
         return experts, weights
 

@@ -8,7 +8,7 @@ from tests.kernels.hopper import Variant, compile_for_hopper
 from chorus_kernels.sampling.op import DRAW_WARPS, SCAN_WARPS, tile_size
 
 VOCABULARY = 201088
-KINDS = {"fp32": "*fp32", "i32": "*i32", "i64": "*i64", "bf16": "*bf16", "flag": "*i1", "int": "i32"}
+KINDS = {"fp32": "*fp32", "i32": "*i32", "i64": "*i64", "bf16": "*bf16", "int": "i32"}
 
 
 def signature(**names: str) -> dict[str, str]:
@@ -16,8 +16,9 @@ def signature(**names: str) -> dict[str, str]:
     return {name: KINDS[kind] for kind, listed in names.items() for name in listed.split()}
 
 
-def linear(depth: int, halves: int, out: str, dependent: bool = True) -> Variant:
-    constants = {"K": depth, "HAS_BIAS": True, "HAS_RESIDUAL": True, "HALVES": halves}
+def linear(depth: int, halves: int, out: str, dependent: bool = True, tiled: bool = False) -> Variant:
+    constants = {"K": depth, "HAS_BIAS": True, "HAS_RESIDUAL": True, "HALVES": halves, "TILED": tiled}
+    constants |= {"HOLD_NEXT": False}
     parameters = signature(bf16="x_ptr weight_ptr bias_ptr residual_ptr", int="N num_tokens") | {"out_ptr": out}
     kernel = "chorus_kernels.linear._kernel:linear_kernel"
     return Variant(kernel, parameters, constants, num_stages=1, divisible=["N"], dependent=dependent)
@@ -52,8 +53,10 @@ def draws(tile_columns: int, num_tiles: int) -> list[Variant]:
         )
         constants = flags | {"HAS_MASK": masked}
         variants.append(sampling("scan_kernel", shared, constants, SCAN_WARPS))
-        of_draw = signature(fp32="min_p_ptr", i64="tokens_ptr top_k_ptr", flag="finite_ptr", int="num_tiles")
-        constants = constants | {"LEAST_Z": -26.02, "NT_BLOCK": num_tiles, "TRUNCATED": truncated}
+        of_draw = signature(
+            fp32="min_p_ptr", i64="columns_ptr drawn_ptr slots_ptr top_k_ptr", i32="latest_ptr", int="num_tiles"
+        )
+        constants = constants | {"HAS_LATEST": True, "LEAST_Z": -26.02, "NT_BLOCK": num_tiles, "TRUNCATED": truncated}
         variants.append(sampling("draw_kernel", shared | of_draw, constants, DRAW_WARPS))
     return variants
 
@@ -103,11 +106,11 @@ def test_no_variant_spills() -> None:
 
 
 def test_dense_products_load_ahead_and_exchange_nothing() -> None:
-    # QKV or the output head, and attention's output; up to 8 and up to 16 tokens.
+    # QKV or the output head, and attention's output; up to 8 and up to 16 tokens; of rows, and of tiles.
     shapes = [(2880, 1, "*bf16"), (2880, 2, "*fp32"), (4096, 1, "*bf16"), (4096, 2, "*bf16")]
-    for (depth, halves, _), compiled in zip(
-        shapes, compile_for_hopper([linear(*shape) for shape in shapes]), strict=True
-    ):
+    variants = [linear(*shape) for shape in shapes] + [linear(*shape, tiled=True) for shape in shapes if shape[1] == 1]
+    for variant, compiled in zip(variants, compile_for_hopper(variants), strict=True):
+        depth, halves = variant.constants["K"], variant.constants["HALVES"]
         assert compiled.spilled == 0 and compiled.registers <= 168 and set(compiled.specialised) <= {"N"}
         blocks = -(-depth // 32 // 4)
         ahead, behind = compiled.ptx.split("griddepcontrol.wait")

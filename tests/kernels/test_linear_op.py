@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from chorus_kernels.linear.op import MAX_TOKENS, MAX_VECTOR_TOKENS, linear
+from chorus_kernels.linear.layout import tiled
+from chorus_kernels.linear.op import MAX_TILED_TOKENS, MAX_TOKENS, MAX_VECTOR_TOKENS, linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -62,6 +63,22 @@ def test_few_tokens(num_tokens: int, num_rows: int, depth: int, out_dtype: torch
     y = linear(x, weight, bias, residual, out_dtype)
     assert y.dtype == out_dtype
     assert_close(y, exact(x, weight, bias, residual), depth)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(
+    ("num_tokens", "num_rows", "depth"), [(3, 11, 13), (8, 8, 1024), (5, 19, 1040), (MAX_TILED_TOKENS + 1, 6, 70)]
+)
+def test_tiles_of_the_weight_give_the_same_bits(num_tokens: int, num_rows: int, depth: int) -> None:
+    x, weight = between_nan(normal(num_tokens, depth, seed=0)), normal(num_rows, depth, seed=1)
+    bias, residual = between_nan(normal(num_rows, seed=2)), between_nan(normal(num_tokens, num_rows, seed=3))
+    tiles = between_nan(tiled(weight))
+    y = linear(x, weight, bias, residual, tiles=tiles, hold_next=True)
+    assert torch.equal(y, linear(x, weight, bias, residual))
+    # And it is these that are read, where they are faster to read.
+    doubled = linear(x, weight, None, None, torch.float32, tiles=2 * tiles)
+    factor = 2 if num_tokens <= MAX_TILED_TOKENS else 1
+    assert torch.equal(doubled, factor * linear(x, weight, None, None, torch.float32))
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -137,3 +154,11 @@ def test_what_does_not_fit_is_refused() -> None:
         linear(x[:1], weight, norm=(normal(5, seed=2), 1e-5))
     with pytest.raises(ValueError, match="the norm's weight must be contiguous"):
         linear(x[:1], weight, norm=(normal(12, seed=2)[::2], 1e-5))
+    with pytest.raises(ValueError, match=r"weight must be \[N, K\]"):
+        tiled(weight[0])
+    with pytest.raises(ValueError, match=r"tiles must be the weight's, \[1, 1, 8, 32\]"):
+        linear(x, weight, tiles=tiled(normal(9, 6, seed=1)))
+    with pytest.raises(ValueError, match="tiles must be the weight's"):
+        linear(x, weight, tiles=tiled(weight).float())
+    with pytest.raises(ValueError, match="tiles must be contiguous"):
+        linear(x, weight, tiles=tiled(weight).repeat(1, 1, 1, 2)[..., ::2])

@@ -55,6 +55,29 @@ def test_few_tokens() -> None:
         assert waiting < letting
 
 
+def test_few_tokens_in_one_launch() -> None:
+    matrices = {
+        f"{name}_{part}_ptr": kind
+        for name in ("up", "down")
+        for part, kind in {"words": "*i32", "scales": "*i32", "units": "*fp32", "bias": "*bf16"}.items()
+    }
+    parameters = {
+        "x_ptr": "*bf16", "experts_ptr": "*i32", "progress_ptr": "*i32", **matrices, "hidden_ptr": "*bf16",
+        "out_ptr": "*fp32", "num_tokens": "i32", **SHARD, **FORMULA,
+    }  # fmt: skip
+    constants = {"SIZE": 2880, "TOP_K": 4, "BLOCK_K": 4}
+    kernel = MODULE + "_decode_whole_kernel:decode_whole_kernel"
+    [result] = compile_for_hopper([Variant(kernel, parameters, constants, 1, 1)])
+    # Twelve programs on each multiprocessor, and one loop for both products.
+    assert result.spilled == 0 and result.registers <= 168 and set(result.specialised) <= SHARD.keys()
+    assert result.shared == 0 and result.ptx.count("mma.sync") == 48
+    # What down waits for is acquired before it is read, and released after it was stored.
+    acquired = result.ptx.rindex("ld.acquire.gpu")
+    assert acquired < result.ptx.index("mma.sync")
+    stored, counted = result.ptx.index("st.global"), result.ptx.index("atom.global.gpu.release")
+    assert stored < result.ptx.index("bar", stored) < counted
+
+
 def test_down_with_the_sum() -> None:
     parameters = {
         "hidden_ptr": "*bf16", "experts_ptr": "*i32", "shares_ptr": "*fp32", **MATRICES, "residual_ptr": "*bf16",
@@ -96,6 +119,7 @@ def test_around_them() -> None:
         "bias_ptr": "*bf16",
         "experts_ptr": "*i32",
         "weights_ptr": "*fp32",
+        "progress_ptr": "*i32",
         "num_tokens": "i32",
     }
     prepare = {
@@ -113,7 +137,7 @@ def test_around_them() -> None:
         Variant(
             MODULE + "_kernel:route_kernel",
             route | {"num_experts": "i32"},
-            {"HAS_BIAS": True, "TOP_K": 4, "BLOCK_T": 1, "BLOCK_E": 128, "BLOCK_K": 4},
+            {"HAS_BIAS": True, "HAS_PROGRESS": True, "TOP_K": 4, "BLOCK_T": 1, "BLOCK_E": 128, "BLOCK_K": 4},
             1,
         ),
         Variant(
@@ -125,7 +149,15 @@ def test_around_them() -> None:
         Variant(
             MODULE + "_kernel:combine_kernel",
             combine | SHARD,
-            {"HIDDEN": 2880, "TOP_K": 4, "NORM": True, "HAS_ADDEND": True, "EPS": 1e-5, "BLOCK_H": 4096},
+            {
+                "HIDDEN": 2880,
+                "TOP_K": 4,
+                "HAS_RESIDUAL": True,
+                "NORM": True,
+                "HAS_ADDEND": True,
+                "EPS": 1e-5,
+                "BLOCK_H": 4096,
+            },  # fmt: skip
             8,
         ),
     ]

@@ -134,8 +134,12 @@ def test_route(num_tokens: int, num_experts: int, top_k: int, dtype: torch.dtype
     assert experts.dtype == torch.int32 and torch.equal(experts, expected.indices[:, :top_k].int())
     assert torch.allclose(weights, expected.values[:, :top_k].softmax(-1), atol=1e-6, rtol=0)
     bias = normal(num_experts, generator=random(2)).bfloat16()
-    for found, known in zip(op.route(logits, top_k, bias), op.route(logits.float() + bias, top_k), strict=True):
+    progress = torch.full(experts.shape, 7, dtype=torch.int32)
+    for found, known in zip(
+        op.route(logits, top_k, bias, progress), op.route(logits.float() + bias, top_k), strict=True
+    ):
         assert torch.equal(found, known)
+    assert not progress.any()
 
 
 def test_route_gives_ties_to_the_lower_number() -> None:
@@ -228,6 +232,38 @@ def test_few_tokens(num_tokens: int, top_k: int, num_experts: int, hidden: int, 
 
 
 @pytest.mark.parametrize(
+    ("num_tokens", "top_k", "num_experts", "size"),
+    [
+        (3, 3, 4, 96),  # shared experts, half a step of K, half a tile of rows
+        (8, 2, 3, 32),  # all columns of a tile
+        (4, 1, 2, 800),  # more than the loads that are on their way at once
+    ],
+)
+def test_few_tokens_in_one_launch(num_tokens: int, top_k: int, num_experts: int, size: int) -> None:
+    layer = make_layer(num_experts, size, size)
+    x, experts, _ = make_tokens(num_tokens, size, num_experts, top_k)
+    low, high = 1, num_experts
+    mine = ((experts >= low) & (experts < high)).flatten()
+    rows = op.expert_rows(x, experts, *layer.part(low, high), first_expert=low)
+    progress = torch.zeros_like(experts)
+    once = op.expert_rows(x, experts, *layer.part(low, high), first_expert=low, progress=progress)
+    assert torch.equal(once[mine], rows[mine])
+    # An expert's first slot has counted the tiles of gate-up.
+    chosen = experts.flatten()
+    first = torch.tensor([int((chosen == expert).nonzero()[0]) == slot for slot, expert in enumerate(chosen)])
+    assert torch.equal(progress.flatten().cpu(), ((first.to(mine.device) & mine) * (size // 8)).cpu())
+
+
+def test_one_launch_is_for_squares_and_for_more_than_two_tokens() -> None:
+    for num_tokens, hidden, inner in ((2, 32, 32), (3, 32, 64), (9, 32, 32)):
+        layer = make_layer(2, hidden, inner)
+        x, experts, _ = make_tokens(num_tokens, hidden, 2, 1)
+        progress = torch.zeros_like(experts)
+        rows = op.expert_rows(x, experts, *layer.part(0, 2), progress=progress)
+        assert torch.equal(rows, op.expert_rows(x, experts, *layer.part(0, 2))) and not progress.any()
+
+
+@pytest.mark.parametrize(
     ("num_tokens", "top_k", "num_experts", "hidden", "inner", "dtype"),
     [
         (1, 2, 3, 32, 288, torch.float32),  # each part of K has a load, the last one in part
@@ -236,9 +272,18 @@ def test_few_tokens(num_tokens: int, top_k: int, num_experts: int, hidden: int, 
         (8, 1, 2, 96, 32, torch.float32),
     ],
 )
-def test_sum_in_down(
-    num_tokens: int, top_k: int, num_experts: int, hidden: int, inner: int, dtype: torch.dtype
+@pytest.mark.parametrize("in_down", [False, True])
+def test_sum_with_the_residual(
+    monkeypatch: pytest.MonkeyPatch,
+    in_down: bool,
+    num_tokens: int,
+    top_k: int,
+    num_experts: int,
+    hidden: int,
+    inner: int,
+    dtype: torch.dtype,
 ) -> None:
+    monkeypatch.setattr(op, "MAX_SUM_TOKENS", op.MAX_DECODE_TOKENS if in_down else 0)
     layer = make_layer(num_experts, hidden, inner)
     tokens = make_tokens(num_tokens, hidden, num_experts, top_k)
     residual = normal(num_tokens, hidden, generator=random(5)).to(dtype)
@@ -252,7 +297,9 @@ def test_sum_in_down(
     assert_close(y, expected, bound, roundings)
 
 
-def test_sum_in_down_of_a_shard_and_with_nan() -> None:
+@pytest.mark.parametrize("in_down", [False, True])
+def test_sum_of_a_shard_and_with_nan(monkeypatch: pytest.MonkeyPatch, in_down: bool) -> None:
+    monkeypatch.setattr(op, "MAX_SUM_TOKENS", op.MAX_DECODE_TOKENS if in_down else 0)
     layer = make_layer(4, 32, 32)
     x, experts, weights = make_tokens(4, 32, 4, 2)
     residual = normal(4, 32, generator=random(6))
@@ -421,6 +468,11 @@ def test_refusals() -> None:
         )
     with pytest.raises(ValueError, match=r"bias must be bfloat16 or float32 \[4\]"):
         op.route(torch.zeros(2, 4), 2, torch.zeros(3))
+    for progress in (torch.zeros(2, 2), torch.zeros(2, 1, dtype=torch.int32)):
+        with pytest.raises(ValueError, match=r"progress must be int32 \[2, 2\]"):
+            op.route(torch.zeros(2, 4), 2, progress=progress)
+        with pytest.raises(ValueError, match=r"progress must be int32 \[2, 2\]"):
+            op.expert_rows(x, experts, *layer.part(0, 2), progress=progress)
     for logits, top_k in ((torch.zeros(2, 4), 5), (torch.zeros(2, 4).half(), 2), (torch.zeros(4, 2).T, 2)):
         with pytest.raises(ValueError):
             op.route(logits, top_k)

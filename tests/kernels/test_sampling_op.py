@@ -53,8 +53,8 @@ def drawn_by_reference(logits: Tensor, settings: dict[str, Tensor], token_ids: T
 
 def drawn(logits: Tensor, settings: dict[str, Tensor], token_ids: Tensor | None = None, **options: Any) -> list[int]:
     ids = None if token_ids is None else token_ids.to(DEVICE)
-    columns, finite = op.sample(logits.to(DEVICE), **settings, token_ids=ids, **options)
-    assert finite.all()
+    columns, token_ids = op.sample(logits.to(DEVICE), **settings, token_ids=ids, **options)
+    assert torch.equal(token_ids, columns if ids is None else ids[columns])
     return columns.tolist()
 
 
@@ -173,8 +173,8 @@ def test_a_mask_is_as_if_what_it_forbids_were_impossible() -> None:
     settings = controls(
         size, temperature=[1.0, 1.0, 0.0, 2.0, 1.0], top_k=[0, 5, 0, 99, 0], top_p=[0.9, 1.0, 1.0, 0.9, 1.0]
     )
-    columns, finite = op.sample(logits.to(DEVICE), **settings, token_mask=mask)
-    assert finite.tolist() == [True] * 4 + [False]
+    columns, token_ids = op.sample(logits.to(DEVICE), **settings, token_mask=mask)
+    assert (token_ids >= 0).tolist() == [True] * 4 + [False]
     some = {name: value[:4] for name, value in settings.items()}
     masked = logits.masked_fill(~allowed, -math.inf)
     assert columns.tolist() == [*drawn_by_reference(masked[:4], some), 0]
@@ -187,8 +187,15 @@ def test_logits_that_are_not_finite_fail_their_row_alone(bad: float) -> None:
     settings = controls(size, temperature=[1.0, 0.0, 0.0, 1.0, 1.0], top_p=[0.9, 1.0, 1.0, 0.9, 1.0])
     good = drawn(logits, settings)
     logits[1, 259] = logits[3, 0] = bad
-    columns, finite = op.sample(logits.to(DEVICE), **settings)
-    assert finite.tolist() == [True, False, True, False, True]
+    latest = op.LatestTokens(torch.full((9,), -7, dtype=torch.int32, device=DEVICE), torch.arange(5).to(DEVICE) + 3)
+    ids = torch.arange(logits.shape[1]).to(DEVICE) * 2 + 1
+    columns, token_ids = op.sample(logits.to(DEVICE), **settings, token_ids=ids, latest=latest)
+    failed = torch.tensor([False, True, False, True, False], device=DEVICE)
+    assert torch.equal(token_ids, torch.where(failed, -1, ids[columns]))
+    assert torch.equal(latest.token_ids[3:8], token_ids.clamp_min(0).int())
+    assert latest.token_ids[[0, 1, 2, 8]].tolist() == [-7] * 4
+    columns, token_ids = op.sample(logits.to(DEVICE), **settings)
+    assert (token_ids >= 0).tolist() == [True, False, True, False, True]
     assert columns.tolist() == [good[0], 0, good[2], 0, good[4]]
 
 
@@ -214,8 +221,8 @@ def test_noise_is_exact_and_its_bound_holds() -> None:
 
 
 def test_no_rows_and_what_does_not_fit() -> None:
-    columns, finite = op.sample(torch.zeros(0, 7, device=DEVICE), **{n: v[:0] for n, v in controls(1).items()})
-    assert columns.shape == finite.shape == (0,) and columns.dtype == torch.int64
+    columns, token_ids = op.sample(torch.zeros(0, 7, device=DEVICE), **{n: v[:0] for n, v in controls(1).items()})
+    assert columns.shape == token_ids.shape == (0,) and columns.dtype == torch.int64
     logits, settings = torch.zeros(2, 40, device=DEVICE), controls(2)
     with pytest.raises(ValueError, match=r"temperature must be \[2\]"):
         op.sample(logits, **settings | {"temperature": settings["temperature"][:1]})
@@ -225,5 +232,8 @@ def test_no_rows_and_what_does_not_fit() -> None:
         op.sample(logits, **settings, token_mask=torch.zeros(2, 1, dtype=torch.int32, device=DEVICE))
     with pytest.raises(ValueError, match="logits must be"):
         op.sample(logits.bfloat16(), **settings)
+    for latest in (op.LatestTokens(columns, settings["positions"]), op.LatestTokens(columns.int(), columns)):
+        with pytest.raises(ValueError, match="latest"):
+            op.sample(logits, **settings, latest=latest)
     with pytest.raises(ValueError, match="logits must be contiguous"):
         op.sample(torch.zeros(40, 2, device=DEVICE).t(), **settings)

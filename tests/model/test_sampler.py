@@ -11,6 +11,7 @@ from chorus_workers.model.weights import Vocabulary
 from chorus_workers.runner.base import SampledToken, SampleRequest
 from chorus_workers.runner.sampler import Sampler
 from chorus_workers.runner.triton.sampler import DeviceSampler
+from chorus_workers.runner.triton.transfer import Upload
 from chorus_workers.sampling_params import SamplingParams
 
 NewSampler = Callable[[Vocabulary], "Sampler | SamplerOnTheDevice"]
@@ -28,7 +29,9 @@ class SamplerOnTheDevice:
         self._sampler = DeviceSampler(vocabulary, DEVICE)
 
     def draw(self, logits: torch.Tensor, requests: Sequence[SampleRequest]) -> list[SampledToken]:
-        return self._sampler.launch(logits.to(DEVICE), requests).result()
+        upload = Upload()
+        draw = self._sampler.prepare(upload, requests)
+        return self._sampler.launch(logits.to(DEVICE), draw, upload.to(DEVICE)).result()
 
 
 @pytest.fixture(params=["reference", "triton"])

@@ -136,7 +136,7 @@ def test_requests_begin_where_a_snapshot_was_taken(new_pair: NewPair) -> None:
 def test_no_row_of_a_ring_is_written_twice_in_a_step(new_pair: NewPair) -> None:
     pair = new_pair(SHAPE)
     chunks = [ScatteredSequence(slot, pair.reference).chunk(tokens(length, 5)) for slot, length in ((1, 30), (2, 4))]
-    prefill = prepare_step(chunks, pair.triton.memory, 3, DEVICE).inputs.prefill
+    prefill = prepare_step(chunks, pair.triton.memory, 3, DEVICE).inputs.attention.prefill
     assert prefill is not None
     rows = prefill.ring_rows.tolist()
     # Position p of slot s lies in row 9 s + p % 9.

@@ -28,8 +28,10 @@ def plain_linear(
     out_dtype: torch.dtype | None = None,
     out: Tensor | None = None,
     *,
+    tiles: Tensor | None = None,
     norm: tuple[Tensor, float] | None = None,
     overlap: bool = True,
+    hold_next: bool = False,
 ) -> Tensor:
     if norm is not None:
         x = rms_norm(x.float(), norm[0].float(), norm[1])
@@ -50,6 +52,7 @@ def plain_expert_rows(
     limit: float,
     first_expert: int,
     x_factor: float,
+    progress: Tensor | None = None,
 ) -> Tensor:
     unpacked = [torch.stack([unpack_expert(p, e) for e in range(p.num_experts)]) for p in (gate_up, down)]
     slots = experts.long().view(-1, 1)

@@ -6,11 +6,14 @@ from torch import Tensor
 
 from chorus_kernels.dependent_launch import NOT_DEPENDENT, dependent_launch
 from chorus_kernels.linear import _kernel, _vector_kernel
+from chorus_kernels.linear.layout import tiles_shape
 
 # Up to here the weight's bytes are the cost, and our kernels read them nearly at the memory's speed; beyond, cuBLAS.
 MAX_TOKENS: int = _kernel.TOKENS.value
 # Up to here without tensor cores, and with the norm of the tokens, if one is wanted.
 MAX_VECTOR_TOKENS = 2
+# Above that and up to here, a weight's tiles are faster to read than its rows.
+MAX_TILED_TOKENS = 8
 # Tiles of the vector kernel, and the registers a thread that let five or six programs run on a multiprocessor.
 _VECTOR_ROWS, _VECTOR_COLUMNS, _VECTOR_REGISTERS = 4, 1024, {1: 80, 2: 96}
 _OUT_DTYPES = (torch.bfloat16, torch.float32)
@@ -24,8 +27,10 @@ def linear(
     out_dtype: torch.dtype | None = None,
     out: Tensor | None = None,
     *,
+    tiles: Tensor | None = None,
     norm: tuple[Tensor, float] | None = None,
     overlap: bool = True,
+    hold_next: bool = False,
 ) -> Tensor:
     """y = x W^T + bias + residual, or with `norm`, a weight and an epsilon, RMSNorm(x) W^T + bias + residual.
 
@@ -33,8 +38,11 @@ def linear(
     the norm's weight: [K], bfloat16 or float32; all contiguous. Returns out_dtype [T, N], bfloat16 (the default) or
     float32: `out`, if it is given, which may be the residual.
 
+    tiles: `layout.tiled` of the weight, which is read instead of it up to MAX_TILED_TOKENS; the result is the same.
+
     overlap: whether the kernel before may still run while the first weights are loaded (if it lets this one begin, and
-    the device can); the weight and the bias must be at rest.
+    the device can); the weight and the bias must be at rest. hold_next: whether the next kernel is to begin at this
+    one's end at the earliest, with more than MAX_VECTOR_TOKENS.
 
     Sums are float32, rounded once at the end, in an order that depends on K alone: up to MAX_VECTOR_TOKENS tokens, of
     exact products, with the norm not rounded before; up to MAX_TOKENS in another order. Above: cuBLAS, whose order
@@ -54,6 +62,8 @@ def linear(
         raise ValueError(f"out must be {[num_tokens, num_rows]} of {out_dtype}, not {list(out.shape)} of {out.dtype}")
     if num_tokens > MAX_TOKENS:
         return _cublas(x, weight, bias, residual, out)
+    if tiles is not None:
+        _check_tiles(tiles, weight)
     if not out.numel():
         return out
     dependent = dependent_launch(x.device) if overlap else NOT_DEPENDENT
@@ -67,10 +77,12 @@ def linear(
             **dependent,
         )  # fmt: skip
     else:
+        if num_tokens > MAX_TILED_TOKENS:
+            tiles = None
         _kernel.linear_kernel[(triton.cdiv(num_rows, _kernel.ROWS.value),)](
-            x, weight, bias, residual, out, num_tokens, num_rows, K=depth,
-            HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
-            HALVES=1 if num_tokens <= 8 else 2, num_warps=_kernel.WARPS.value, num_stages=1,
+            x, weight if tiles is None else tiles, bias, residual, out, num_tokens, num_rows, K=depth,
+            HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, HALVES=1 if num_tokens <= 8 else 2,
+            TILED=tiles is not None, HOLD_NEXT=hold_next, num_warps=_kernel.WARPS.value, num_stages=1,
             **dependent,
         )  # fmt: skip
     return out
@@ -95,6 +107,14 @@ def _cublas(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
         if addend is not None:
             out += addend
     return out
+
+
+def _check_tiles(tiles: Tensor, weight: Tensor) -> None:
+    shape = tiles_shape(weight.shape[0], weight.shape[1])
+    if tiles.shape != shape or tiles.dtype != weight.dtype or tiles.device != weight.device:
+        raise ValueError(f"tiles must be the weight's, {list(shape)}, not {list(tiles.shape)} of {tiles.dtype}")
+    if not tiles.is_contiguous():
+        raise ValueError("tiles must be contiguous")
 
 
 def _check(

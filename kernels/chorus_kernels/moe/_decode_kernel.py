@@ -21,12 +21,12 @@ COLUMNS: tl.constexpr = tl.constexpr(8)
 # Weights are read once, and leave the caches to what programs share.
 STREAMED: tl.constexpr = tl.constexpr("evict_first")
 # Sums are of products 2^64 times too large.
-_OPERAND_SCALE: tl.constexpr = tl.constexpr(2.0**64)
+OPERAND_SCALE: tl.constexpr = tl.constexpr(2.0**64)
 SUM_SCALE: tl.constexpr = tl.constexpr(2.0**-64)
 
 
 @triton.jit
-def _chosen_slots(experts_ptr, slot, num_tokens, first_expert, TOP_K: tl.constexpr, BLOCK_K: tl.constexpr):
+def chosen_slots(experts_ptr, slot, num_tokens, first_expert, TOP_K: tl.constexpr, BLOCK_K: tl.constexpr):
     """The slot's expert, and for each token the slot in which it chose that expert, or -1. The expert is -1 if an
     earlier slot has it too: that slot's programs do the work."""
     n = tl.arange(0, COLUMNS)
@@ -134,15 +134,15 @@ def _add_quad(acc, words, scales, x_ptrs, begin, K: tl.constexpr):
 
 
 @triton.jit
-def _load_first(words_ptr, scales_ptr, tile, STEPS: tl.constexpr, QUADS: tl.constexpr):
-    """What `_tile_sums` begins with: a tile's first two quads."""
+def load_first(words_ptr, scales_ptr, tile, STEPS: tl.constexpr, QUADS: tl.constexpr):
+    """What `tile_sums` begins with: a tile's first two quads."""
     words0, scales0 = _load_quad(words_ptr, scales_ptr, tile, 0, STEPS, QUADS)
     words1, scales1 = _load_quad(words_ptr, scales_ptr, tile, 4, STEPS, QUADS)
     return words0, scales0, words1, scales1
 
 
 @triton.jit
-def _tile_sums(
+def tile_sums(
     words0, scales0, words1, scales1, words_ptr, scales_ptr, x_ptrs, tile,
     K: tl.constexpr, STEPS: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
@@ -179,7 +179,7 @@ def decode_gate_up_kernel(
     # Not before the wait: the next kernel relies on what this one has waited for.
     let_next_begin(DEPENDENT)
     tile = tl.program_id(0)
-    expert, slots = _chosen_slots(experts_ptr, tl.program_id(1), num_tokens, first_expert, TOP_K, BLOCK_K)
+    expert, slots = chosen_slots(experts_ptr, tl.program_id(1), num_tokens, first_expert, TOP_K, BLOCK_K)
     if (expert < 0) | (expert >= num_experts):
         return
     STEPS: tl.constexpr = (HIDDEN + 63) // 64
@@ -193,9 +193,9 @@ def decode_gate_up_kernel(
     # Columns without a slot repeat another.
     x_ptrs = x_ptr + (tl.where(slots < 0, tl.max(slots, 0), slots) // TOP_K).to(tl.int64) * HIDDEN
     row = expert.to(tl.int64) * TILES + tile
-    w0, s0, w1, s1 = _load_first(words_ptr, scales_ptr, row, STEPS, QUADS)
-    gate, up = _tile_sums(w0, s0, w1, s1, words_ptr, scales_ptr, x_ptrs, row, HIDDEN, STEPS, QUADS)  # [8, 8]
-    out = swiglu(gate * unit + gate_bias[:, None], up * unit + up_bias[:, None], alpha, limit) * _OPERAND_SCALE
+    w0, s0, w1, s1 = load_first(words_ptr, scales_ptr, row, STEPS, QUADS)
+    gate, up = tile_sums(w0, s0, w1, s1, words_ptr, scales_ptr, x_ptrs, row, HIDDEN, STEPS, QUADS)  # [8, 8]
+    out = swiglu(gate * unit + gate_bias[:, None], up * unit + up_bias[:, None], alpha, limit) * OPERAND_SCALE
     to = out_ptr + slots.to(tl.int64)[None, :] * INNER + i[:, None]
     tl.store(to, rounded(out, tl.bfloat16), mask=(slots >= 0)[None, :])
 
@@ -214,7 +214,7 @@ def decode_down_kernel(
     before that has ended. Its programs let this one begin when theirs was there.
     """
     tile = tl.program_id(0)
-    expert, slots = _chosen_slots(experts_ptr, tl.program_id(1), num_tokens, first_expert, TOP_K, BLOCK_K)
+    expert, slots = chosen_slots(experts_ptr, tl.program_id(1), num_tokens, first_expert, TOP_K, BLOCK_K)
     if (expert < 0) | (expert >= num_experts):
         wait_for_previous(DEPENDENT)
         return
@@ -222,7 +222,7 @@ def decode_down_kernel(
     QUADS: tl.constexpr = (STEPS + 3) // 4
     TILES: tl.constexpr = (HIDDEN + 15) // 16
     row = expert.to(tl.int64) * TILES + tile
-    w0, s0, w1, s1 = _load_first(words_ptr, scales_ptr, row, STEPS, QUADS)
+    w0, s0, w1, s1 = load_first(words_ptr, scales_ptr, row, STEPS, QUADS)
     n = tile * 16 + 2 * tl.arange(0, 8)
     bias_at = bias_ptr + expert.to(tl.int64) * HIDDEN + n
     even_bias = tl.load(bias_at, mask=n < HIDDEN, other=0.0).to(tl.float32)
@@ -231,7 +231,7 @@ def decode_down_kernel(
     wait_for_previous(DEPENDENT)
     let_next_begin(DEPENDENT)
     x_ptrs = hidden_ptr + tl.where(slots < 0, tl.max(slots, 0), slots).to(tl.int64) * INNER
-    even, odd = _tile_sums(w0, s0, w1, s1, words_ptr, scales_ptr, x_ptrs, row, INNER, STEPS, QUADS)  # [8, 8]
+    even, odd = tile_sums(w0, s0, w1, s1, words_ptr, scales_ptr, x_ptrs, row, INNER, STEPS, QUADS)  # [8, 8]
     to = out_ptr + slots.to(tl.int64)[None, :] * HIDDEN + n[:, None]
     real = (slots >= 0)[None, :]
     tl.store(to, even * unit + even_bias[:, None], mask=real & (n < HIDDEN)[:, None])

@@ -10,12 +10,12 @@ from chorus_kernels.dependent_launch import let_next_begin, wait_for_previous
 # No kernel is compiled for a number of tokens, slots or tiles, which differ from step to step.
 @triton.jit(do_not_specialize=["num_tokens"])
 def route_kernel(
-    logits_ptr, bias_ptr, experts_ptr, weights_ptr, num_tokens, num_experts,
-    HAS_BIAS: tl.constexpr, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    logits_ptr, bias_ptr, experts_ptr, weights_ptr, progress_ptr, num_tokens, num_experts,
+    HAS_BIAS: tl.constexpr, HAS_PROGRESS: tl.constexpr, TOP_K: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """The TOP_K largest of each row plus bias, lowest number first among equals, and a softmax over them. Grid:
-    (T / BLOCK_T)."""
+    """The TOP_K largest of each row plus bias, lowest number first among equals, and a softmax over them; zeros for
+    those who count by slot. Grid: (T / BLOCK_T)."""
     let_next_begin(DEPENDENT)
     wait_for_previous(DEPENDENT)
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -47,19 +47,21 @@ def route_kernel(
     mask = (t < num_tokens)[:, None] & (k < TOP_K)[None, :]
     tl.store(experts_ptr + to, chosen, mask=mask)
     tl.store(weights_ptr + to, shares, mask=mask)
+    if HAS_PROGRESS:
+        tl.store(progress_ptr + to, tl.zeros([BLOCK_T, BLOCK_K], tl.int32), mask=mask)
 
 
 @triton.jit
 def combine_kernel(
     rows_ptr, experts_ptr, weights_ptr, out_ptr, residual_ptr, norm_ptr, addend_ptr, sum_ptr, first_expert, num_experts,
-    HIDDEN: tl.constexpr, TOP_K: tl.constexpr, NORM: tl.constexpr, HAS_ADDEND: tl.constexpr, EPS: tl.constexpr,
-    BLOCK_H: tl.constexpr, DEPENDENT: tl.constexpr,
+    HIDDEN: tl.constexpr, TOP_K: tl.constexpr, HAS_RESIDUAL: tl.constexpr, NORM: tl.constexpr,
+    HAS_ADDEND: tl.constexpr, EPS: tl.constexpr, BLOCK_H: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """sum[t] = sum over k of weights[t, k] rows[t, k]; slots of other shards are never read.
-    out[t] is that, or with NORM, sum[t] has residual[t] in it, and out[t] is its RMSNorm; with HAS_ADDEND, sum[t] has
-    the addend in it, too. Grid: (T)."""
+    """sum[t] = residual[t] + sum over k of weights[t, k] rows[t, k]; slots of other shards are never read.
+    out[t] is that, or with NORM its RMSNorm; with HAS_ADDEND, sum[t] then has the addend in it, too. Grid: (T, blocks
+    of BLOCK_H columns; one with NORM)."""
     token = tl.program_id(0).to(tl.int64)
-    h = tl.arange(0, BLOCK_H)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     if NORM:
         norm = tl.load(norm_ptr + h, mask=h < HIDDEN, other=0.0).to(tl.float32)
     let_next_begin(DEPENDENT)
@@ -73,8 +75,9 @@ def combine_kernel(
         end = tl.where(mine, HIDDEN, 0)
         acc += weight * tl.load(rows_ptr + slot * HIDDEN + h, mask=h < end, other=0.0).to(tl.float32)
     at = token * HIDDEN + h
-    if NORM:
+    if HAS_RESIDUAL:
         acc += tl.load(residual_ptr + at, mask=h < HIDDEN, other=0.0).to(tl.float32)
+    if NORM:
         stored = acc
         if HAS_ADDEND:
             stored += tl.load(addend_ptr + h, mask=h < HIDDEN, other=0.0).to(tl.float32)

@@ -46,6 +46,12 @@ def check_weights(experts: Tensor, weights: Tensor) -> None:
         raise ValueError(f"weights must be float32 {list(experts.shape)}, not {weights.dtype} {list(weights.shape)}")
 
 
+def check_progress(progress: Tensor, experts: Tensor) -> None:
+    if progress.shape != experts.shape or progress.dtype != torch.int32:
+        raise ValueError(f"progress must be int32 {list(experts.shape)}, not {progress.dtype} {list(progress.shape)}")
+    check_places({"progress": progress}, experts.device)
+
+
 def check_rows(rows: Tensor, experts: Tensor, weights: Tensor) -> None:
     check_weights(experts, weights)
     if rows.ndim != 2 or rows.shape[0] != experts.numel():

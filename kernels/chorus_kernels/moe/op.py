@@ -18,14 +18,23 @@ import triton
 from torch import Tensor
 
 from chorus_kernels.dependent_launch import dependent_launch
-from chorus_kernels.moe import _decode_kernel, _decode_sum_kernel, _grouped_kernel, _kernel
-from chorus_kernels.moe.checks import check_experts, check_floats, check_places, check_rows, check_weights
+from chorus_kernels.moe import _decode_kernel, _decode_sum_kernel, _decode_whole_kernel, _grouped_kernel, _kernel
+from chorus_kernels.moe.checks import (
+    check_experts,
+    check_floats,
+    check_places,
+    check_progress,
+    check_rows,
+    check_weights,
+)
 from chorus_kernels.moe.layout import STEP_COLUMNS, PackedExperts
 
 # What one tensor core tile takes at no further cost.
 MAX_DECODE_TOKENS: int = _decode_kernel.COLUMNS.value
 # Up to here it pays that down adds up a token's experts itself. With more tokens, they share what they read.
 MAX_SUM_TOKENS = 1
+# Above that, and up to here, gate-up's programs end together, and to begin down among them is of no use.
+MAX_SPLIT_TOKENS = 2
 # The decode kernels take what they multiply weights with times this.
 _DECODE_FACTOR = 2.0**64
 # Registers a thread of down with the sum in it. Up to 128, two programs of eight warps share a multiprocessor; above
@@ -34,6 +43,8 @@ _SUM_REGISTERS = 126
 # What a program takes at a time: slots to sort, columns to copy or to sum up.
 _SORT_SLOTS = 4096
 _COLUMNS = 1024
+# Columns of a program that adds up a token's experts, and doesn't norm them.
+_SUM_COLUMNS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +70,15 @@ def grouped_tiles(num_slots: int, num_experts: int) -> Tiles:
     return Tiles(rows=128, slots=128, steps=1, num_warps=4, num_stages=5)
 
 
-def route(router_logits: Tensor, top_k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def route(
+    router_logits: Tensor, top_k: int, bias: Tensor | None = None, progress: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Picks each token's experts.
 
     router_logits: bfloat16 or float32 [T, E]; bias, added to each row: likewise [E]. Returns experts int32 [T, top_k],
     largest logit first, the lower number first among equals, and weights float32 [T, top_k], a softmax over the chosen.
-    A row with NaN gets distinct experts that exist, and weights of NaN.
+    A row with NaN gets distinct experts that exist, and weights of NaN. progress: int32 [T, top_k], gets the zeros that
+    `expert_rows` wants.
 
     Errors: ValueError for other shapes or dtypes, a tensor that isn't contiguous, or top_k outside 1 .. E.
     """
@@ -81,12 +95,14 @@ def route(router_logits: Tensor, top_k: int, bias: Tensor | None = None) -> tupl
         raise ValueError(f"top_k must be between 1 and the {num_experts} experts, not {top_k}")
     experts = torch.empty(num_tokens, top_k, dtype=torch.int32, device=router_logits.device)
     weights = torch.empty(num_tokens, top_k, dtype=torch.float32, device=router_logits.device)
+    if progress is not None:
+        check_progress(progress, experts)
     if num_tokens:
         block_t = 1 if num_tokens <= 64 else 4
         _kernel.route_kernel[(triton.cdiv(num_tokens, block_t),)](
-            router_logits, bias, experts, weights, num_tokens, num_experts, HAS_BIAS=bias is not None,
-            TOP_K=top_k, BLOCK_T=block_t, BLOCK_E=triton.next_power_of_2(num_experts),
-            BLOCK_K=triton.next_power_of_2(top_k), num_warps=1 if block_t == 1 else 4,
+            router_logits, bias, experts, weights, progress, num_tokens, num_experts, HAS_BIAS=bias is not None,
+            HAS_PROGRESS=progress is not None, TOP_K=top_k, BLOCK_T=block_t,
+            BLOCK_E=triton.next_power_of_2(num_experts), BLOCK_K=triton.next_power_of_2(top_k), num_warps=1 if block_t == 1 else 4,
             **dependent_launch(router_logits.device),
         )  # fmt: skip
     return experts, weights
@@ -172,13 +188,16 @@ def _combine(
     num_experts: int,
 ) -> None:
     (num_tokens, top_k), hidden_size = experts.shape, rows.shape[1]
-    if num_tokens:
-        _kernel.combine_kernel[(num_tokens,)](
-            rows, experts, weights, out, residual, norm_weight, addend, total, first_expert, num_experts,
-            HIDDEN=hidden_size, TOP_K=top_k, NORM=norm_weight is not None, HAS_ADDEND=addend is not None, EPS=eps,
-            BLOCK_H=triton.next_power_of_2(hidden_size), num_warps=16 if num_tokens <= 16 else 8,
-            **dependent_launch(rows.device),
-        )  # fmt: skip
+    if not num_tokens:
+        return
+    columns, num_warps = triton.next_power_of_2(hidden_size), 16 if num_tokens <= 16 else 8
+    if norm_weight is None:
+        columns, num_warps = min(columns, _SUM_COLUMNS), 4
+    _kernel.combine_kernel[(num_tokens, triton.cdiv(hidden_size, columns))](
+        rows, experts, weights, out, residual, norm_weight, addend, total, first_expert, num_experts,
+        HIDDEN=hidden_size, TOP_K=top_k, HAS_RESIDUAL=residual is not None, NORM=norm_weight is not None,
+        HAS_ADDEND=addend is not None, EPS=eps, BLOCK_H=columns, num_warps=num_warps, **dependent_launch(rows.device),
+    )  # fmt: skip
 
 
 def expert_rows(
@@ -193,6 +212,7 @@ def expert_rows(
     limit: float = 7.0,
     first_expert: int = 0,
     x_factor: float = 1.0,
+    progress: Tensor | None = None,
 ) -> Tensor:
     """What each of a token's experts says of it.
 
@@ -201,15 +221,23 @@ def expert_rows(
     down: [E, H, I]; down_bias: likewise [E, H]. Returns bfloat16 or float32 [T K, H]. The matrices are those of experts
     first_expert to first_expert + E - 1; rows of other experts are left unwritten.
 
+    progress: int32 [T, K], zeros (`route` makes them), which this call uses up: with it, MAX_SPLIT_TOKENS + 1 to
+    MAX_DECODE_TOKENS tokens take one launch, if H is I; the result is the same.
+
     Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
     """
     check_experts(x, experts, gate_up, gate_up_bias, down, down_bias)
+    if progress is not None:
+        check_progress(progress, experts)
     num_tokens = x.shape[0]
     if num_tokens == 0:
         return torch.empty(0, x.shape[1], dtype=torch.bfloat16, device=x.device)
     matrices = (gate_up, gate_up_bias, down, down_bias)
     if num_tokens <= MAX_DECODE_TOKENS:
-        return _decode(_operand(x, x_factor), experts, *matrices, alpha, limit, first_expert)
+        operand = _operand(x, x_factor)
+        if progress is None or num_tokens <= MAX_SPLIT_TOKENS or x.shape[1] != down.num_columns:
+            return _decode(operand, experts, *matrices, alpha, limit, first_expert)
+        return _decode_whole(operand, experts, progress, *matrices, alpha, limit, first_expert)
     if x_factor != 1.0:
         raise ValueError(f"x_factor must be 1 with so many tokens, not {x_factor}")
     return _grouped(x, experts, *matrices, alpha, limit, first_expert)
@@ -230,7 +258,7 @@ def expert_sum(
     first_expert: int = 0,
     x_factor: float = 1.0,
 ) -> Tensor:
-    """residual + the weighted sum of each token's experts, rounded once: two launches, for up to MAX_DECODE_TOKENS.
+    """residual + the weighted sum of each token's experts, rounded once, for up to MAX_DECODE_TOKENS.
 
     weights: float32 [T, K]; residual: bfloat16 or float32 [T, H]; the rest as in `expert_rows`. Returns the residual's
     dtype, [T, H]. Of other shards' experts there is nothing in the sum.
@@ -240,20 +268,19 @@ def expert_sum(
     check_weights(experts, weights)
     check_floats("residual", residual, x.shape, x.device)
     check_places({"weights": weights}, x.device)
-    num_tokens, top_k = experts.shape
+    num_tokens = experts.shape[0]
     if num_tokens > MAX_DECODE_TOKENS:
         raise ValueError(f"x must be of {MAX_DECODE_TOKENS} tokens at most, not {num_tokens}")
     out = torch.empty_like(residual)
-    if num_tokens:
-        operand = _operand(x, x_factor)
+    if not num_tokens:
+        return out
+    operand = _operand(x, x_factor)
+    if num_tokens <= MAX_SUM_TOKENS:
         hidden = _decode_hidden(operand, experts, gate_up, gate_up_bias, alpha, limit, first_expert)
-        shape = _decode_shape(down.num_rows, down.num_columns, top_k)
-        _decode_sum_kernel.decode_down_sum_kernel[(num_tokens, triton.cdiv(down.num_rows, 16))](
-            hidden, experts, weights, down.words, down.scales, down.units, down_bias, residual, out,
-            first_expert, down.num_experts,
-            **shape, num_warps=shape["BLOCK_K"] * _decode_sum_kernel.PARTS.value, num_stages=1,
-            maxnreg=_SUM_REGISTERS, **dependent_launch(x.device),
-        )  # fmt: skip
+        _decode_sum(hidden, experts, weights, down, down_bias, residual, out, first_expert)
+    else:
+        rows = _decode(operand, experts, gate_up, gate_up_bias, down, down_bias, alpha, limit, first_expert)
+        _combine(rows, experts, weights, out, residual, None, None, out, 0.0, first_expert, down.num_experts)
     return out
 
 
@@ -307,6 +334,52 @@ def _decode_hidden(
         **_decode_shape(operand.shape[1], inner, top_k), num_warps=1, num_stages=1, **dependent_launch(operand.device),
     )  # fmt: skip
     return hidden
+
+
+def _decode_sum(
+    hidden: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    down: PackedExperts,
+    down_bias: Tensor,
+    residual: Tensor,
+    out: Tensor,
+    first_expert: int,
+) -> None:
+    num_tokens, top_k = experts.shape
+    shape = _decode_shape(down.num_rows, down.num_columns, top_k)
+    _decode_sum_kernel.decode_down_sum_kernel[(num_tokens, triton.cdiv(down.num_rows, 16))](
+        hidden, experts, weights, down.words, down.scales, down.units, down_bias, residual, out,
+        first_expert, down.num_experts,
+        **shape, num_warps=shape["BLOCK_K"] * _decode_sum_kernel.PARTS.value, num_stages=1,
+        maxnreg=_SUM_REGISTERS, **dependent_launch(hidden.device),
+    )  # fmt: skip
+
+
+def _decode_whole(
+    operand: Tensor,
+    experts: Tensor,
+    progress: Tensor,
+    gate_up: PackedExperts,
+    gate_up_bias: Tensor,
+    down: PackedExperts,
+    down_bias: Tensor,
+    alpha: float,
+    limit: float,
+    first_expert: int,
+) -> Tensor:
+    """What `_decode` returns."""
+    num_slots, size, top_k = experts.numel(), operand.shape[1], experts.shape[1]
+    hidden = torch.empty(num_slots, size, dtype=torch.bfloat16, device=operand.device)
+    rows = torch.empty(num_slots, size, dtype=torch.float32, device=operand.device)
+    _decode_whole_kernel.decode_whole_kernel[(num_slots * (size // 8 + triton.cdiv(size, 16)),)](
+        operand, experts, progress, gate_up.words, gate_up.scales, gate_up.units, gate_up_bias, hidden,
+        down.words, down.scales, down.units, down_bias, rows,
+        experts.shape[0], first_expert, gate_up.num_experts, alpha, limit,
+        SIZE=size, TOP_K=top_k, BLOCK_K=triton.next_power_of_2(top_k), num_warps=1, num_stages=1,
+        **dependent_launch(operand.device),
+    )  # fmt: skip
+    return rows
 
 
 def _decode_shape(hidden_size: int, inner: int, top_k: int) -> dict[str, int]:

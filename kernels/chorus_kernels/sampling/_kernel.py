@@ -214,8 +214,10 @@ def draw_kernel(
     mask_ptr,  # int32 [S, mask_stride], with HAS_MASK
     stats_ptr,  # float32 [S, 3, num_tiles] of `scan_kernel`
     argmax_ptr,  # int32 [S, num_tiles]
-    tokens_ptr,  # int64 [S]
-    finite_ptr,  # bool [S]
+    columns_ptr,  # int64 [S]
+    drawn_ptr,  # int64 [S]
+    latest_ptr,  # int32 [M], with HAS_LATEST
+    slots_ptr,  # int64 [S], with HAS_LATEST
     N,
     num_tiles,
     mask_stride,
@@ -225,6 +227,7 @@ def draw_kernel(
     NT_BLOCK: tl.constexpr,
     HAS_IDS: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    HAS_LATEST: tl.constexpr,
     TRUNCATED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -293,5 +296,10 @@ def draw_kernel(
                     if kept == 0:
                         floor = likelier
                         searching = searching + 1
-    tl.store(tokens_ptr + row, tl.where(drawable, token, 0).to(tl.int64))
-    tl.store(finite_ptr + row, drawable)
+    token = tl.where(drawable, token, 0).to(tl.int64)
+    tl.store(columns_ptr + row, token)
+    if HAS_IDS:
+        token = tl.load(ids_ptr + token)
+    tl.store(drawn_ptr + row, tl.where(drawable, token, -1))
+    if HAS_LATEST:
+        tl.store(latest_ptr + tl.load(slots_ptr + row), tl.where(drawable, token, 0).to(tl.int32))

@@ -53,6 +53,15 @@ class Penalties:
     counts: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class LatestTokens:
+    """Where drawn tokens go besides: token_ids, int32 [M], gets a row's at slots[row]; slots: int64 [S], all
+    different."""
+
+    token_ids: Tensor
+    slots: Tensor
+
+
 def apply_bias_and_penalties(logits: Tensor, bias: LogitBias | None = None, penalties: Penalties | None = None) -> None:
     """Adds the bias, then penalises as `reference.apply_penalties` does, in place. logits: float32 [S, N], contiguous.
 
@@ -123,6 +132,7 @@ def sample(
     *,
     token_mask: Tensor | None = None,
     truncated: bool = True,
+    latest: LatestTokens | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draws one column of each row, as `reference.sample` does: argmax over the tokens kept of z + g, where
     z = (logit - max) / temperature and g is the Gumbel noise of (seed, position, token id); the first of equals. A row
@@ -132,11 +142,11 @@ def sample(
     top_p >= 1, min_p = 0; seeds: int64 [S, 2], of `split_seed`; positions: int64 [S]; token_ids: int64 [N], what the
     noise goes by, None where column i is token i; token_mask: int32 [S, ceil(N / 32)], bit i % 32 (from the lowest) of
     word i // 32 set where column i is allowed, None for all; all contiguous. truncated=False promises that no row has
-    top-k, top-p or min-p: a smaller kernel.
+    top-k, top-p or min-p: a smaller kernel. latest: gets the token ids, too.
 
-    Returns columns, int64 [S], and finite, bool [S]: False where a logit of the row is NaN or infinite, or the mask
-    forbids every token; the column is 0 there, and other rows are as ever. Errors: ValueError for other shapes, dtypes,
-    strides or devices.
+    Returns columns and their token ids, int64 [S] each. Where a logit of the row is NaN or infinite, or the mask
+    forbids every token, the column is 0, the id -1, and what `latest` gets 0; other rows are as ever. Errors:
+    ValueError for other shapes, dtypes, strides or devices.
     """
     num_rows, num_tokens = _check_logits(logits)
     per_row = {"temperature": temperature, "top_p": top_p, "min_p": min_p, "top_k": top_k, "positions": positions}
@@ -149,10 +159,12 @@ def sample(
         _check("token_ids", token_ids, (num_tokens,), (torch.int64,), logits.device)
     if token_mask is not None:
         _check("token_mask", token_mask, (num_rows, mask_words), (torch.int32,), logits.device)
-    columns = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    finite = torch.empty(num_rows, dtype=torch.bool, device=logits.device)
+    if latest is not None:
+        _check("latest.token_ids", latest.token_ids, (latest.token_ids.numel(),), (torch.int32,), logits.device)
+        _check("latest.slots", latest.slots, (num_rows,), (torch.int64,), logits.device)
+    columns, drawn = (torch.empty(num_rows, dtype=torch.int64, device=logits.device) for _ in range(2))
     if num_rows == 0:
-        return columns, finite
+        return columns, drawn
     tile = tile_size(num_tokens)
     num_tiles = triton.cdiv(num_tokens, tile)
     stats = torch.empty(num_rows, 3, num_tiles, dtype=torch.float32, device=logits.device)
@@ -191,19 +203,22 @@ def sample(
         stats,
         firsts,
         columns,
-        finite,
+        drawn,
+        None if latest is None else latest.token_ids,
+        None if latest is None else latest.slots,
         num_tokens,
         num_tiles,
         mask_words,
         MIN_TEMPERATURE=MIN_TEMPERATURE,
         LEAST_Z=MIN_GUMBEL - MAX_GUMBEL,
+        HAS_LATEST=latest is not None,
         TRUNCATED=truncated,
         TILE=tile,
         NT_BLOCK=triton.next_power_of_2(num_tiles),
         num_warps=DRAW_WARPS,
         **flags,
     )
-    return columns, finite
+    return columns, drawn
 
 
 def top_logprobs(logits: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,7 +72,7 @@ def create_runner(config: RunnerConfig) -> Runner:
 def _create_triton_runner(config: RunnerConfig) -> Runner:
     # Here, so that other runners start without Triton.
     from chorus_workers.runner.triton.device import choose_device
-    from chorus_workers.runner.triton.form import DeviceForm
+    from chorus_workers.runner.triton.form import DeviceForm, product_tiles
     from chorus_workers.runner.triton.memory import (
         MemoryNeeds,
         check_weights,
@@ -91,6 +91,7 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
     check_weights(weight_bytes, free_bytes)
     with explain_out_of_memory(weights_do_not_fit(weight_bytes, free_bytes)), LoadProgress(weight_bytes) as progress:
         model = load_model_as(DeviceForm(device, on_copied=progress.add), config.folder)
+        tiles = product_tiles(model)
         torch.cuda.synchronize(device)
     # What loading left in the allocator would count as taken.
     torch.cuda.empty_cache()
@@ -100,7 +101,7 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
     )
     info = needs.resolve()
     with explain_out_of_memory(needs.step_does_not_fit(info)):
-        runner = TritonRunner(model, info, needs.kv_dtype)
+        runner = TritonRunner(model, info, needs.kv_dtype, tiles)
         runner.warm_up()
     took = (time.monotonic() - begin, loaded_at - begin, time.monotonic() - loaded_at)
     logger.info("ready in %.1f s: %.1f s for the weights, %.1f s for KV memory, graphs and kernels", *took)

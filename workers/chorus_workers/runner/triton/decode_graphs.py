@@ -1,8 +1,8 @@
-"""Decode steps as CUDA graphs: what the host does for a step is one copy and one launch.
+"""Decode steps as CUDA graphs: what the host does for a step is one copy and two launches.
 
 A graph is captured for some batch sizes, and a batch runs in the next larger one, padded with sequences of length 0,
-which write nothing and whose logits nobody reads. All graphs read the same buffers. Block tables stay on the device, a
-row for each slot, and get the pages that are new.
+which write nothing and whose logits nobody reads. All graphs read the same buffers, which a kernel before them fills.
+Block tables stay on the device, a row for each slot, and get the pages that are new.
 """
 
 import logging
@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chorus_kernels.decode_inputs import GatheredInputs
+from chorus_kernels.decode_inputs.reference import LENGTHS, POSITIONS, SLOTS, TOKENS
 from chorus_workers.runner.base import RunnerInfo, SequenceChunk
-from chorus_workers.runner.triton.step import DecodeInputs, StepInputs, is_prefill
-from chorus_workers.runner.triton.transfer import Upload
+from chorus_workers.runner.triton.step import is_prefill
+from chorus_workers.runner.triton.transfer import Sent, Upload
 from chorus_workers.runner.triton.transformer import DeviceTransformer
 
 logger = logging.getLogger(__name__)
@@ -24,8 +26,6 @@ logger = logging.getLogger(__name__)
 # Up to 8 tokens, each one more is felt; from there on a step is bound by what all experts weigh.
 _SMALL, _STEP, _LARGE_STEP, _LARGE = 8, 8, 32, 64
 _MAX_SIZE = 512
-# Rows of the buffer of inputs.
-_TOKENS, _POSITIONS, _LENGTHS, _SLOTS = range(4)
 
 
 def graph_sizes(num_slots: int) -> list[int]:
@@ -45,14 +45,20 @@ class DecodeGraphs:
         self._transformer, self._last_tokens = transformer, last_tokens
         self._sizes = graph_sizes(info.num_slots)
         self._padding = info.num_slots
-        num_pages = -(-info.max_model_len // info.block_size)
-        self._inputs = torch.zeros(4, self._sizes[-1], dtype=torch.int32, device=device)
-        self._inputs[_SLOTS] = self._padding
+        most, num_pages = self._sizes[-1], -(-info.max_model_len // info.block_size)
+        config, dtype = transformer.model.config, transformer.model.embedding.dtype
+        self._inputs = GatheredInputs(
+            torch.zeros(most, config.hidden_size, dtype=dtype, device=device),
+            torch.zeros(most, config.head_dim, device=device),
+            torch.zeros(most, num_pages, dtype=torch.int32, device=device),
+            torch.zeros(most, dtype=torch.int32, device=device),
+            torch.full((most, 1), self._padding, dtype=torch.int32, device=device),
+        )
         self._tables = torch.zeros(info.num_slots + 1, num_pages, dtype=torch.int32, device=device)
         # The host's list of a slot's pages, and how many of them its row has.
         self._written: dict[int, tuple[Sequence[int], int]] = {}
         rows = transformer.model.head.shape[0] if transformer.model.head is not None else 0
-        self._logits = torch.empty(self._sizes[-1], rows, dtype=torch.float32, device=device)
+        self._logits = torch.empty(most, rows, dtype=torch.float32, device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def capture(self) -> None:
@@ -77,29 +83,29 @@ class DecodeGraphs:
             chunk.sample is None or chunk.restore is not None or is_prefill(chunk) for chunk in chunks
         )
 
-    def run(self, chunks: Sequence[SequenceChunk]) -> tuple[Tensor, Tensor]:
-        """Launches a step. Returns float32 [S, N], which the next step overwrites, and the slots, int64 [S]."""
+    def run(self, chunks: Sequence[SequenceChunk], upload: Upload) -> tuple[Tensor, Tensor, Sent]:
+        """Launches a step. Returns float32 [S, N], which the next step overwrites, and the slots, int64 [S]; and
+        `upload`, which is sent with what the step needs."""
         size = self._sizes[bisect_left(self._sizes, len(chunks))]
         host = np.zeros((4, size), np.int32)
-        host[_SLOTS] = self._padding
-        host[_TOKENS, : len(chunks)] = [chunk.token_ids[0] for chunk in chunks]
-        host[_POSITIONS, : len(chunks)] = [chunk.start for chunk in chunks]
-        host[_LENGTHS, : len(chunks)] = host[_POSITIONS, : len(chunks)] + 1
+        host[SLOTS] = self._padding
+        host[TOKENS, : len(chunks)] = [chunk.token_ids[0] for chunk in chunks]
+        host[POSITIONS, : len(chunks)] = [chunk.start for chunk in chunks]
+        host[LENGTHS, : len(chunks)] = host[POSITIONS, : len(chunks)] + 1
         slots = [chunk.slot for chunk in chunks]
-        host[_SLOTS, : len(chunks)] = slots
-        upload = Upload()
+        host[SLOTS, : len(chunks)] = slots
         inputs, slots_sent = upload.add(host), upload.add(slots, np.int64)
         places, pages = self._new_pages(chunks)
         places_sent, pages_sent = upload.add(places, np.int64), upload.add(pages)
-        sent = upload.to(self._inputs.device)
-        self._inputs[:, :size].copy_(sent[inputs])
+        sent = upload.to(self._tables.device)
         if places:
             self._tables.view(-1).index_copy_(0, sent[places_sent], sent[pages_sent])
+        self._transformer.gather(sent[inputs], self._last_tokens, self._tables, self._of(size))
         if size in self._graphs:
             self._graphs[size].replay()
         else:
             self._forward(size)
-        return self._logits[: len(chunks)], sent[slots_sent]
+        return self._logits[: len(chunks)], sent[slots_sent], sent
 
     def _new_pages(self, chunks: Sequence[SequenceChunk]) -> tuple[list[int], list[int]]:
         """Entries of the tables that change: places among all entries, and what is written there."""
@@ -120,12 +126,17 @@ class DecodeGraphs:
             self._written[chunk.slot] = chunk.block_table, known + len(fresh)
         return places, pages
 
+    def _of(self, size: int) -> GatheredInputs:
+        """The buffers' first rows."""
+        inputs = self._inputs
+        return GatheredInputs(
+            inputs.x[:size],
+            inputs.cos_sin[:size],
+            inputs.block_tables[:size],
+            inputs.lengths[:size],
+            inputs.slots[:size],
+        )
+
     def _forward(self, size: int) -> None:
         """The step of what the buffers hold, into the buffer of logits."""
-        inputs = self._inputs[:, :size]
-        slots = inputs[_SLOTS]
-        drawn = self._last_tokens.index_select(0, slots)
-        decode = DecodeInputs(inputs[_LENGTHS], self._tables.index_select(0, slots), slots.unsqueeze(1))
-        token_ids = torch.where(inputs[_TOKENS] < 0, drawn, inputs[_TOKENS])
-        step = StepInputs(token_ids, inputs[_POSITIONS], size, decode, prefill=None, sampled_tokens=None)
-        self._transformer.logits(self._transformer.forward(step), out=self._logits[:size])
+        self._transformer.logits(self._transformer.decode(self._of(size)), out=self._logits[:size])

@@ -1,13 +1,15 @@
 """How the Triton runner keeps weights: on its device, in bfloat16, experts in MXFP4 as the kernels read them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from chorus_kernels.linear.layout import tiled
 from chorus_kernels.moe.layout import PackedExperts, empty_experts, pack_expert
 from chorus_kernels.mxfp4 import BLOCK_SIZE
-from chorus_workers.model.weights import UnsupportedWeights
+from chorus_workers.model.weights import Model, UnsupportedWeights
 from chorus_workers.runner.triton.staging import Staging
 
 
@@ -42,3 +44,17 @@ class DeviceForm:
 
     def floating_experts(self, matrices: Tensor) -> PackedExperts:
         raise UnsupportedWeights("the Triton runner takes experts in MXFP4 only; the reference runner takes these")
+
+
+@dataclass(frozen=True, slots=True)
+class ProductTiles:
+    """Of one layer, what few tokens are multiplied with, in the order in which that is read fastest. cuBLAS, which
+    multiplies more tokens, wants the plain weights: both are kept, for a few per cent of a model's size."""
+
+    qkv: Tensor
+    out: Tensor
+
+
+def product_tiles(model: Model[PackedExperts]) -> tuple[ProductTiles, ...]:
+    """The tiles of all layers, on the model's device."""
+    return tuple(ProductTiles(tiled(layer.qkv), tiled(layer.out)) for layer in model.layers)

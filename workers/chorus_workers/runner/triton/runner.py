@@ -1,15 +1,20 @@
 """The Triton runner: one GPU, weights in MXFP4 and bfloat16, our own kernels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from chorus_kernels.moe.layout import PackedExperts
+from chorus_kernels.sampling.op import LatestTokens
 from chorus_workers.model.weights import Model
 from chorus_workers.runner.base import Batch, FinishedStep, PendingStep, Runner, RunnerInfo, StepResult
 from chorus_workers.runner.triton.decode_graphs import DecodeGraphs
+from chorus_workers.runner.triton.form import ProductTiles, product_tiles
 from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
 from chorus_workers.runner.triton.sampler import DeviceSampler, PendingDraw
 from chorus_workers.runner.triton.step import PreparedStep, prepare_step
+from chorus_workers.runner.triton.transfer import Upload
 from chorus_workers.runner.triton.transformer import DeviceTransformer
 from chorus_workers.runner.triton.warm_up import warm_up
 
@@ -23,16 +28,23 @@ class _LaunchedStep:
 
 
 class TritonRunner(Runner):
-    """Runs a model on the device that holds its weights. KV memory has the weights' dtype unless another is
-    given.
+    """Runs a model on the device that holds its weights.
 
     What a step draws stays on the device too, where the next one finds it: `launch` waits for nothing.
     """
 
-    def __init__(self, model: Model[PackedExperts], info: RunnerInfo, kv_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: Model[PackedExperts],
+        info: RunnerInfo,
+        kv_dtype: torch.dtype | None = None,
+        tiles: Sequence[ProductTiles] | None = None,
+    ) -> None:
+        """kv_dtype: of the KV memory; by default the weights'. tiles: `product_tiles` of the model, if they are there
+        already."""
         self._info, self._device = info, model.embedding.device
         self.memory = DeviceKVMemory(model.config, model.shard, info, kv_dtype or model.embedding.dtype, self._device)
-        self._transformer = DeviceTransformer(model, self.memory, info.max_model_len)
+        self._transformer = DeviceTransformer(model, self.memory, info.max_model_len, tiles or product_tiles(model))
         self._sampler = DeviceSampler(model.vocabulary, self._device)
         self._group = model.config.num_heads // model.config.num_kv_heads
         self._last_tokens = torch.zeros(info.num_slots + 1, dtype=torch.int32, device=self._device)
@@ -59,18 +71,18 @@ class TritonRunner(Runner):
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> PendingStep:
-        chunks, samples = batch.chunks, batch.samples
+        chunks, samples, upload = batch.chunks, batch.samples, Upload()
+        draw = self._sampler.prepare(upload, samples)
         if chunks and self._graphs.takes(chunks):
-            logits, slots = self._graphs.run(chunks)
+            logits, slots, sent = self._graphs.run(chunks, upload)
         else:
             step = self._prepare(batch)
             hidden, slots = self._transformer.forward(step.inputs), step.sampled_slots
             if not samples:
                 return FinishedStep(StepResult.of(batch, ()))
-            logits = self._transformer.logits(hidden)
-        draw = self._sampler.launch(logits, samples)
-        self._last_tokens.index_copy_(0, slots, draw.token_ids.clamp_min(0).int())
-        return _LaunchedStep(batch, draw)
+            logits, sent = self._transformer.logits(hidden), upload.to(self._device)
+        latest = LatestTokens(self._last_tokens, slots)
+        return _LaunchedStep(batch, self._sampler.launch(logits, draw, sent, latest))
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:

@@ -1,26 +1,48 @@
 """Draws a step's tokens on the device; the host sees no more than what was drawn, and only when it asks."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from chorus_kernels.sampling import MIN_TEMPERATURE, split_seed
-from chorus_kernels.sampling.op import LogitBias, Penalties, apply_bias_and_penalties, sample, top_logprobs
+from chorus_kernels.sampling.op import (
+    LatestTokens,
+    LogitBias,
+    Penalties,
+    apply_bias_and_penalties,
+    sample,
+    top_logprobs,
+)
 from chorus_workers.model.weights import Vocabulary
 from chorus_workers.runner.base import SampledToken, SampleRequest
-from chorus_workers.runner.triton.transfer import Download, Upload
+from chorus_workers.runner.triton.transfer import Download, Sent, Upload
 from chorus_workers.sampling_params import SamplingParams
 
 
-class PendingDraw:
-    """Tokens that the device draws. `token_ids`: int64 [S] there, -1 for a row that failed."""
+@dataclass(frozen=True, slots=True)
+class PreparedDraw:
+    """What a draw asks for, as numbers of an upload's arrays: those of `sample`; those of `LogitBias` and of
+    `Penalties`, but for the last of these (none, if there are none); the rows that want log probabilities, int64."""
 
-    def __init__(self, token_ids: Tensor, counts: Mapping[int, int], download: Download) -> None:
-        """counts: of the rows that want log probabilities, in order, how many; download: token_ids, and for these rows
-        the chosen token's log probability, the likeliest token ids, and theirs."""
-        self.token_ids = token_ids
+    numbers: Mapping[str, int]
+    bias: Mapping[str, int]
+    penalties: Mapping[str, int]
+    num_penalised: int
+    truncated: bool
+    picked: int
+    # Of these rows, in order, how many.
+    num_logprobs: Mapping[int, int]
+
+
+class PendingDraw:
+    """Tokens that the device draws."""
+
+    def __init__(self, counts: Mapping[int, int], download: Download) -> None:
+        """counts: of the rows that want log probabilities, in order, how many; download: token ids, int64 [S], -1 for a
+        row that failed, and for these rows the chosen token's log probability, the likeliest token ids, and theirs."""
         self._counts, self._download = counts, download
 
     def result(self) -> list[SampledToken]:
@@ -44,11 +66,9 @@ class DeviceSampler:
         self._token_ids = None if vocabulary.logit_rows is None else vocabulary.token_ids.to(device)
         self._counts = torch.empty(0, 0, dtype=torch.int32, device=device)
 
-    def launch(self, logits: Tensor, requests: Sequence[SampleRequest]) -> "PendingDraw":
-        """Begins to draw one token for each request. logits: float32 [S, N] over the vocabulary's rows; changed in
-        place."""
+    def prepare(self, upload: Upload, requests: Sequence[SampleRequest]) -> PreparedDraw:
+        """Adds what a draw of one token for each request needs to an upload."""
         params = [request.params for request in requests]
-        upload = Upload()
         numbers = {
             "temperature": upload.add([p.temperature for p in params], np.float32),
             "top_k": upload.add([p.top_k for p in params], np.int64),
@@ -57,26 +77,35 @@ class DeviceSampler:
             "seeds": upload.add([split_seed(p.seed) for p in params], np.int64),
             "positions": upload.add([request.position for request in requests], np.int64),
         }
-        bias, penalties = self._add_bias(upload, params), self._add_penalties(upload, requests)
-        with_logprobs = [row for row, p in enumerate(params) if p.num_top_logprobs is not None]
-        picked = upload.add(with_logprobs, np.int64)
-        sent = upload.to(self._device)
-        counts = self._zeros(sum(p.has_penalties for p in params), logits.shape[1])
+        num_logprobs = {row: p.num_top_logprobs for row, p in enumerate(params) if p.num_top_logprobs is not None}
+        return PreparedDraw(
+            numbers,
+            self._add_bias(upload, params),
+            self._add_penalties(upload, requests),
+            sum(p.has_penalties for p in params),
+            any(_is_truncated(p) for p in params),
+            upload.add(list(num_logprobs), np.int64),
+            num_logprobs,
+        )
+
+    def launch(self, logits: Tensor, draw: PreparedDraw, sent: Sent, latest: LatestTokens | None = None) -> PendingDraw:
+        """Begins to draw. logits: float32 [S, N] over the vocabulary's rows; changed in place. sent: of the upload;
+        latest: gets the tokens, too."""
+        counts = self._zeros(draw.num_penalised, logits.shape[1])
         apply_bias_and_penalties(
             logits,
-            LogitBias(**sent.named(bias)) if bias else None,
-            Penalties(**sent.named(penalties), counts=counts) if penalties else None,
+            LogitBias(**sent.named(draw.bias)) if draw.bias else None,
+            Penalties(**sent.named(draw.penalties), counts=counts) if draw.penalties else None,
         )
-        truncated = any(_is_truncated(p) for p in params)
-        columns, finite = sample(logits, **sent.named(numbers), token_ids=self._token_ids, truncated=truncated)
-        token_ids = torch.where(finite, self._to_ids(columns), -1)
+        columns, token_ids = sample(
+            logits, **sent.named(draw.numbers), token_ids=self._token_ids, truncated=draw.truncated, latest=latest
+        )
         sent_back = [token_ids]
-        counts_of = {row: params[row].num_top_logprobs or 0 for row in with_logprobs}
-        if with_logprobs:
-            rows = sent[picked]
-            chosen, top, values = top_logprobs(logits[rows], columns[rows], max(counts_of.values()))
+        if draw.num_logprobs:
+            rows = sent[draw.picked]
+            chosen, top, values = top_logprobs(logits[rows], columns[rows], max(draw.num_logprobs.values()))
             sent_back += [chosen, self._to_ids(top), values]
-        return PendingDraw(token_ids, counts_of, Download(sent_back))
+        return PendingDraw(draw.num_logprobs, Download(sent_back))
 
     def _add_bias(self, upload: Upload, params: Sequence[SamplingParams]) -> dict[str, int]:
         """The numbers of the arrays that are LogitBias's fields; none, if there is no bias."""

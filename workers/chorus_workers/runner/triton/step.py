@@ -44,14 +44,21 @@ class PrefillInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class StepInputs:
-    """T tokens: num_decode of decode, then those of prefill."""
+class AttentionInputs:
+    """Of num_decode tokens of decode, and behind them those of prefill."""
 
-    token_ids: Tensor  # int32 [T]
-    positions: Tensor  # int32 [T]
     num_decode: int
     decode: DecodeInputs | None
     prefill: PrefillInputs | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """T tokens: those of decode, then those of prefill."""
+
+    token_ids: Tensor  # int32 [T]
+    positions: Tensor  # int32 [T]
+    attention: AttentionInputs
     # int32 [S]: the last token of each chunk that asks for a sample, in the batch's order. None: all tokens.
     sampled_tokens: Tensor | None
 
@@ -93,14 +100,12 @@ def prepare_step(
     restored = [(memory.snapshot_slot(c.restore), c.slot) for c in chunks if c.restore is not None]
     restores = upload.add(_pairs(restored))
     sent = upload.to(device)
-    inputs = StepInputs(
-        sent[token_ids],
-        sent[positions],
+    attention = AttentionInputs(
         num_decode,
         DecodeInputs(**sent.named(decode)) if num_decode else None,
         PrefillInputs(**sent.named(prefill)) if num_decode < len(ordered) else None,
-        sent[sampled],
     )
+    inputs = StepInputs(sent[token_ids], sent[positions], attention, sent[sampled])
     return PreparedStep(inputs, sent[pending], sent[slots], sent[restores], sent[saves])
 
 

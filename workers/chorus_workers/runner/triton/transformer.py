@@ -4,6 +4,7 @@ Decode tokens and prefill tokens share all products, and differ in attention: a 
 looks at its memory in one launch; a chunk in a window layer must look at the ring before it writes it.
 """
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
@@ -11,15 +12,18 @@ from torch import Tensor
 
 from chorus_kernels.attention import op as attention
 from chorus_kernels.attention import rope_table
-from chorus_kernels.linear.op import MAX_TOKENS, MAX_VECTOR_TOKENS, linear
+from chorus_kernels.decode_inputs import GatheredInputs
+from chorus_kernels.decode_inputs.op import gather
+from chorus_kernels.linear.op import MAX_TILED_TOKENS, MAX_TOKENS, MAX_VECTOR_TOKENS, linear
 from chorus_kernels.moe.layout import PackedExperts
-from chorus_kernels.moe.op import MAX_SUM_TOKENS, combine_norm, expert_rows, expert_sum, operand_factor, route
+from chorus_kernels.moe.op import MAX_DECODE_TOKENS, combine_norm, expert_rows, expert_sum, operand_factor, route
 from chorus_kernels.norm_rope import yarn_concentration
 from chorus_kernels.norm_rope.op import MAX_NORM_LINEAR_VALUES, norm_linear, rms_norm
 from chorus_workers.model.transformer import rope_frequencies
 from chorus_workers.model.weights import LayerWeights, Model
+from chorus_workers.runner.triton.form import ProductTiles
 from chorus_workers.runner.triton.kv_memory import DeviceKVMemory, copyable
-from chorus_workers.runner.triton.step import DecodeInputs, PrefillInputs, StepInputs
+from chorus_workers.runner.triton.step import AttentionInputs, DecodeInputs, PrefillInputs, StepInputs
 
 Layer = LayerWeights[PackedExperts]
 
@@ -35,8 +39,15 @@ class Formula(TypedDict):
 class DeviceTransformer:
     """A model whose weights and KV memory are on one device."""
 
-    def __init__(self, model: Model[PackedExperts], memory: DeviceKVMemory, max_model_len: int) -> None:
-        self.model, self.memory = model, memory
+    def __init__(
+        self,
+        model: Model[PackedExperts],
+        memory: DeviceKVMemory,
+        max_model_len: int,
+        tiles: Sequence[ProductTiles],
+    ) -> None:
+        """tiles: `product_tiles` of the model."""
+        self.model, self.memory, self._tiles = model, memory, tiles
         config, device = model.config, model.embedding.device
         concentration = yarn_concentration(config.rope.factor)
         self._rope = rope_table(max_model_len, rope_frequencies(config).to(device), concentration)
@@ -49,19 +60,37 @@ class DeviceTransformer:
         if self._embedding_rows is not None:
             self._embedding_rows = self._embedding_rows.to(device)
 
+    def gather(self, sent: Tensor, last_tokens: Tensor, tables: Tensor, out: GatheredInputs) -> None:
+        """What a step of decode begins with, as `chorus_kernels.decode_inputs` tells."""
+        gather(
+            sent,
+            last_tokens,
+            self.model.embedding,
+            self._embedding_rows,
+            self._rope,
+            tables,
+            page_size=self.memory.block_size,
+            out=out,
+        )
+
+    def decode(self, inputs: GatheredInputs) -> Tensor:
+        """Writes the KV of one token of each sequence. Returns [S, H], normed for the output head; x is used up."""
+        decode = DecodeInputs(inputs.lengths, inputs.block_tables, inputs.slots)
+        return self._layers(inputs.x, inputs.cos_sin, AttentionInputs(len(inputs.x), decode, prefill=None))
+
     def forward(self, step: StepInputs) -> Tensor:
         """Writes the KV of the step's tokens. Returns [sampled tokens, H], normed for the output head."""
         rows = step.token_ids if self._embedding_rows is None else self._embedding_rows[step.token_ids]
         x = self.model.embedding.index_select(0, rows)
-        cos_sin = self._rope.index_select(0, step.positions)
-        if x.shape[0] <= min(MAX_SUM_TOKENS, MAX_VECTOR_TOKENS):
-            normed = self._single(x, cos_sin, step)
-        else:
-            normed = self._several(x, cos_sin, step)
+        normed = self._layers(x, self._rope.index_select(0, step.positions), step.attention)
         return normed if step.sampled_tokens is None else normed.index_select(0, step.sampled_tokens)
 
-    def _single(self, x: Tensor, cos_sin: Tensor, step: StepInputs) -> Tensor:
-        """All layers and the final norm, for so few tokens that sums and norms are parts of the products."""
+    def _layers(self, x: Tensor, cos_sin: Tensor, step: AttentionInputs) -> Tensor:
+        """All layers and the final norm. x: [T, H], used up; cos_sin: float32 [T, D]."""
+        return (self._few if x.shape[0] <= MAX_VECTOR_TOKENS else self._several)(x, cos_sin, step)
+
+    def _few(self, x: Tensor, cos_sin: Tensor, step: AttentionInputs) -> Tensor:
+        """For so few tokens that norms are parts of the products."""
         config, model = self.model.config, self.model
         for index, layer in enumerate(model.layers):
             qkv = linear(x, layer.qkv, layer.qkv_bias, norm=(layer.attention_norm, config.rms_norm_eps))
@@ -82,27 +111,31 @@ class DeviceTransformer:
             )
         return rms_norm(x, model.final_norm, config.rms_norm_eps)
 
-    def _several(self, x: Tensor, cos_sin: Tensor, step: StepInputs) -> Tensor:
-        """The same for any number of tokens. A layer's sum and the norm of what follows it are one launch."""
+    def _several(self, x: Tensor, cos_sin: Tensor, step: AttentionInputs) -> Tensor:
+        """For any number of tokens. A layer's sum and the norm of what follows it are one launch."""
         config, model = self.model.config, self.model
         normed = rms_norm(x, model.layers[0].attention_norm, config.rms_norm_eps)
         following_norms = (*(layer.attention_norm for layer in model.layers[1:]), model.final_norm)
         # With more tokens, loading its weights early would hold up the sum before it, which is short.
-        overlap = x.shape[0] <= MAX_VECTOR_TOKENS
+        overlap = x.shape[0] <= MAX_TILED_TOKENS
         # cuBLAS adds to what is there, or a bias: then the output's bias is in the residual before.
         adds = x.shape[0] > MAX_TOKENS
         following_biases = [*(layer.out_bias if adds else None for layer in model.layers[1:]), None]
         first_bias = model.layers[0].out_bias
         if adds and first_bias is not None:
             x += first_bias
-        for index, layer in enumerate(model.layers):
-            qkv = linear(normed, layer.qkv, layer.qkv_bias, overlap=overlap)
+        progress = None
+        if x.shape[0] <= MAX_DECODE_TOKENS:
+            progress = torch.empty(x.shape[0], config.num_experts_per_token, dtype=torch.int32, device=x.device)
+        for index, (layer, tiles) in enumerate(zip(model.layers, self._tiles, strict=True)):
+            # Attention's programs would take places from those of QKV, where its own begin early.
+            qkv = linear(normed, layer.qkv, layer.qkv_bias, tiles=tiles.qkv, overlap=overlap, hold_next=overlap)
             attended = self._attention(index, layer, qkv, cos_sin, step)
             if adds:
                 linear(attended, layer.out, None, residual=x, out=x)
             else:
-                x = linear(attended, layer.out, layer.out_bias, residual=x)
-            normed, factor, chosen, weights = self._route(layer, x)
+                x = linear(attended, layer.out, layer.out_bias, residual=x, tiles=tiles.out)
+            normed, factor, chosen, weights = self._route(layer, x, progress)
             rows = expert_rows(
                 normed,
                 chosen,
@@ -111,6 +144,7 @@ class DeviceTransformer:
                 layer.down,
                 layer.down_bias,
                 x_factor=factor,
+                progress=progress,
                 **self._formula,
             )
             normed, x = combine_norm(
@@ -132,7 +166,7 @@ class DeviceTransformer:
             raise ValueError("only shard 0 holds the output head")
         return linear(normed, self.model.head, None, out_dtype=torch.float32, out=out)
 
-    def _attention(self, index: int, layer: Layer, qkv: Tensor, cos_sin: Tensor, step: StepInputs) -> Tensor:
+    def _attention(self, index: int, layer: Layer, qkv: Tensor, cos_sin: Tensor, step: AttentionInputs) -> Tensor:
         """Returns [T, Hq * D]."""
         kv, window = self.memory.layers[index], self.model.config.windows[index]
         num_decode, head_dim = step.num_decode, self.model.config.head_dim
@@ -143,16 +177,16 @@ class DeviceTransformer:
             _prefill(step.prefill, qkv[num_decode:], cos_sin[num_decode:], kv, layer.sinks, window, out[num_decode:])
         return out.flatten(1)
 
-    def _route(self, layer: Layer, x: Tensor) -> tuple[Tensor, float, Tensor, Tensor]:
+    def _route(self, layer: Layer, x: Tensor, progress: Tensor | None = None) -> tuple[Tensor, float, Tensor, Tensor]:
         """What the experts get, [T, H] normed and times a factor; the factor; which ones, and their weights."""
         top_k, eps = self.model.config.num_experts_per_token, self.model.config.rms_norm_eps
         if x.shape[0] * layer.router.shape[0] <= MAX_NORM_LINEAR_VALUES:
             factor = operand_factor(x.shape[0])
             normed, logits = norm_linear(x, layer.mlp_norm, eps, layer.router, layer.router_bias, factor)
-            return normed, factor, *route(logits, top_k)
+            return normed, factor, *route(logits, top_k, progress=progress)
         normed = rms_norm(x, layer.mlp_norm, eps)
         logits = linear(normed, layer.router, out_dtype=torch.float32)
-        return normed, 1.0, *route(logits, top_k, layer.router_bias)
+        return normed, 1.0, *route(logits, top_k, layer.router_bias, progress)
 
 
 def _decode(
