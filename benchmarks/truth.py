@@ -1,18 +1,21 @@
 """How far the Triton runner's logits are from the truth, beside those of Transformers.
 
-usage: PYTHONPATH=cluster:workers:kernels:. python -m benchmarks.truth --model DIR [--positions 4096] [--note TEXT]
+usage: PYTHONPATH=cluster:workers:kernels:. python -m benchmarks.truth --model DIR [--damp K] [--positions 4096]
+       [--note TEXT]
 
 The truth is the reference transformer in float32 on the device, experts unpacked one by one. Against it, over random
 tokens that are given (teacher-forced), on one JSON line each:
 
 - transformers: Transformers' gpt-oss in bfloat16 with experts unpacked, which sets the bounds.
 - prefill: ours, in chunks of --chunk.
-- decode: ours of the last --decode positions, token by token.
+- decode: ours of the last --decode positions, token by token, as one sequence and as one of several like it.
 
 `relative_rms` is the norm of a position's error over that of its logits, at the median and the 99th percentile; `top1`
 the share of positions with the same likeliest token; `other_experts` the share of positions and layers where other
 experts were chosen, which random weights provoke. Ours must be within 1.2 times Transformers' relative_rms, each of
 prefill's and decode's at the same positions.
+
+With --damp, the checkpoint is one whose layers add 2^-K of what they did (benchmarks/damped.py).
 
 Then a sequence of --tokens alone and the same among --crowd: `top1` must be 0.97. And the same calls again, prefill and
 crowd, must give the same bits. The exit status is 1 if a bound is missed.
@@ -22,6 +25,7 @@ import argparse
 import gc
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.damped import write_damped
 from benchmarks.forced import ForcedSequences, checkpoint, load
 from benchmarks.results import append, environment
 from tests.support import interpreter
@@ -37,6 +42,8 @@ from torch import Tensor
 
 BOUND = 1.2
 CROWD_TOP1 = 0.97
+# Sequences that decode at once, each a way of its own through the kernels.
+DECODE_SEQUENCES = (1, 2, 4, 8)
 # Positions whose logits are compared at a time, and whose scores the truth holds.
 _SLICE = 256
 
@@ -212,16 +219,18 @@ def recorded_experts() -> Iterator[list[Tensor]]:
         transformer.route = original
 
 
-def our_outcome(model: Any, ids: Sequence[int], chunk: int, num_prompt: int = 0) -> Outcome:
-    """In chunks, each as one step; a prompt of so many tokens, if there is one, goes before them and is left out."""
-    sequences = ForcedSequences(model, 1, len(ids))
+def our_outcome(model: Any, ids: Sequence[int], chunk: int, num_prompt: int = 0, num_sequences: int = 1) -> Outcome:
+    """In chunks, each as one step; a prompt of so many tokens, if there is one, goes before them and is left out. With
+    several sequences, all alike, that of the first."""
+    sequences = ForcedSequences(model, num_sequences, len(ids))
     if num_prompt:
-        sequences.normed(0, [ids[:num_prompt]])
+        sequences.normed(0, [ids[:num_prompt]] * num_sequences)
     logits, experts = [], []
     for start in range(num_prompt, len(ids), chunk):
+        tokens = ids[start : start + chunk]
         with recorded_experts() as chosen:
-            logits.append(sequences.logits(start, [ids[start : start + chunk]]))
-        experts.append(torch.stack(chosen))
+            logits.append(sequences.logits(start, [tokens] * num_sequences)[: len(tokens)].clone())
+        experts.append(torch.stack(chosen)[:, : len(tokens)])
     return Outcome(torch.cat(logits), torch.cat(experts, 1).sort(-1).values)
 
 
@@ -252,7 +261,7 @@ def rows(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, object
     yield {"what": "prefill again", "positions": len(ids), "within": torch.equal(prefill.logits, again.logits)}
     prefill = prefill.cpu()
     del again
-    decode = our_outcome(model, ids, 1, len(ids) - options.decode).cpu()
+    decodes = {count: our_outcome(model, ids, 1, len(ids) - options.decode, count).cpu() for count in DECODE_SEQUENCES}
     alone, _ = crowd_logits(model, crowd[:1], options.tokens)
     among, bits = crowd_logits(model, crowd, options.tokens)
     _, bits_again = crowd_logits(model, crowd, options.tokens)
@@ -278,12 +287,12 @@ def rows(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, object
     judged_last = distance(judge.last(options.decode), truth.last(options.decode), device)
     yield {"what": "transformers", "positions": len(ids)} | judged.row()
     yield {"what": "transformers", "positions": options.decode} | judged_last.row()
-    for what, outcome, count, bound in (
-        ("prefill", prefill, len(ids), judged),
-        ("decode", decode, options.decode, judged_last),
-    ):
-        found = distance(outcome, truth.last(count), device)
-        yield {"what": what, "positions": count} | found.row() | {"within": found.within(bound)}
+    found = distance(prefill, truth, device)
+    yield {"what": "prefill", "positions": len(ids)} | found.row() | {"within": found.within(judged)}
+    for count, decode in decodes.items():
+        found = distance(decode, truth.last(options.decode), device)
+        row = {"what": "decode", "sequences": count, "positions": options.decode}
+        yield row | found.row() | {"within": found.within(judged_last)}
 
 
 def free(device: torch.device) -> None:
@@ -296,6 +305,7 @@ def free(device: torch.device) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a checkpoint's folder; random: a tiny random one")
+    parser.add_argument("--damp", type=int, default=0, help="layers add 2^-DAMP of what they did")
     parser.add_argument("--positions", type=int, default=4096)
     parser.add_argument("--decode", type=int, default=256)
     parser.add_argument("--chunk", type=int, default=1500)
@@ -310,8 +320,14 @@ def main() -> int:
     begin, missed = time.perf_counter(), False
     with ExitStack() as stack:
         folder = checkpoint(options.model, stack)
+        name = folder.name
+        if options.damp:
+            # Beside it, where there is room for one.
+            damped = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent)))
+            write_damped(folder, damped, options.damp)
+            folder, name = damped, f"{name}, damped by 2^{options.damp}"
         for found in rows(folder, options):
-            row = {"model": folder.name} | found
+            row = {"model": name} | found
             print(json.dumps(row), flush=True)
             missed |= not found.get("within", True)
             if options.note:

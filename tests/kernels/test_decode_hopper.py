@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.kernels.hopper import Variant, compile_for_hopper
 
-from chorus_kernels.sampling.op import DRAW_WARPS, SCAN_WARPS, tile_size
+from chorus_kernels.sampling.op import DRAW_REGISTERS, DRAW_WARPS, SCAN_WARPS, tile_size
 
 VOCABULARY = 201088
 KINDS = {"fp32": "*fp32", "i32": "*i32", "i64": "*i64", "bf16": "*bf16", "int": "i32"}
@@ -35,10 +35,16 @@ def vector(depth: int, num_tokens: int, out: str, norm: bool) -> Variant:
     return Variant(kernel, parameters, constants, num_stages=1, divisible=["N"], max_registers=registers)
 
 
-def sampling(kernel: str, parameters: Mapping[str, str], constants: Mapping[str, Any], num_warps: int = 4) -> Variant:
+def sampling(
+    kernel: str,
+    parameters: Mapping[str, str],
+    constants: Mapping[str, Any],
+    num_warps: int = 4,
+    max_registers: int | None = None,
+) -> Variant:
     module = "_kernel" if kernel in ("scan_kernel", "draw_kernel") else "_logits_kernel"
     name = f"chorus_kernels.sampling.{module}:{kernel}"
-    return Variant(name, parameters, constants, num_warps=num_warps, divisible=["N"])
+    return Variant(name, parameters, constants, num_warps=num_warps, divisible=["N"], max_registers=max_registers)
 
 
 def draws(tile_columns: int, num_tiles: int) -> list[Variant]:
@@ -57,7 +63,7 @@ def draws(tile_columns: int, num_tiles: int) -> list[Variant]:
             fp32="min_p_ptr", i64="columns_ptr drawn_ptr slots_ptr top_k_ptr", i32="latest_ptr", int="num_tiles"
         )
         constants = constants | {"HAS_LATEST": True, "LEAST_Z": -26.02, "NT_BLOCK": num_tiles, "TRUNCATED": truncated}
-        variants.append(sampling("draw_kernel", shared | of_draw, constants, DRAW_WARPS))
+        variants.append(sampling("draw_kernel", shared | of_draw, constants, DRAW_WARPS, DRAW_REGISTERS))
     return variants
 
 

@@ -11,10 +11,11 @@ from rich.console import Console
 from tests.support.checkpoints import Shape, random_tensors, write_checkpoint, write_tensors
 from torch import Tensor
 
+from chorus_kernels.linear.layout import tiled
 from chorus_kernels.moe.layout import unpack_expert
 from chorus_kernels.mxfp4 import unpack_mxfp4
 from chorus_workers.model.checkpoint import CheckpointError, load_model_as
-from chorus_workers.runner.triton.form import DeviceForm
+from chorus_workers.runner.triton.form import DeviceForm, product_tiles_within
 from chorus_workers.runner.triton.progress import LoadProgress
 from chorus_workers.runner.triton.staging import Staging
 
@@ -124,3 +125,14 @@ def test_a_load_that_fails_is_not_told_as_done(caplog: pytest.LogCaptureFixture)
     with pytest.raises(ValueError, match="broken"), LoadProgress(10, Console(file=io.StringIO())):
         raise ValueError("broken")
     assert not caplog.records
+
+
+def test_tiles_are_kept_where_they_take_little_of_what_is_free(tmp_path: Path) -> None:
+    model = load_model_as(DeviceForm(DEVICE), write_checkpoint(tmp_path))
+    assert model.head is not None
+    num_bytes = 2 * (model.head.numel() + sum(layer.qkv.numel() + layer.out.numel() for layer in model.layers))
+    assert product_tiles_within(20 * num_bytes - 20, model) is None
+    tiles = product_tiles_within(20 * num_bytes, model)
+    assert tiles is not None and tiles.head is not None and torch.equal(tiles.head, tiled(model.head))
+    for layer, qkv, out in zip(model.layers, tiles.qkv, tiles.out, strict=True):
+        assert torch.equal(qkv, tiled(layer.qkv)) and torch.equal(out, tiled(layer.out))

@@ -22,7 +22,7 @@ from chorus_workers.runner.base import Batch, SampleRequest, SequenceChunk
 from chorus_workers.runner.hybrid_attention import HybridAttention
 from chorus_workers.runner.reference import ReferenceRunner
 from chorus_workers.runner.triton import transformer
-from chorus_workers.runner.triton.form import DeviceForm
+from chorus_workers.runner.triton.form import DeviceForm, product_tiles
 from chorus_workers.runner.triton.runner import TritonRunner
 from chorus_workers.runner.triton.step import prepare_step
 from chorus_workers.sampling_params import SamplingParams
@@ -43,7 +43,7 @@ class Pair:
         write_checkpoint(folder, shape)
         self.reference: ReferenceRunner = make_runner(load_model(folder), num_snapshots=3)
         model = load_model_as(DeviceForm(DEVICE, dtype), folder)
-        self.triton = TritonRunner(model, self.reference.info, kv_dtype)
+        self.triton = TritonRunner(model, self.reference.info, kv_dtype, product_tiles(model))
         self.tolerance = RMS_TOLERANCE
         for memory in self.triton.memory.layers:
             memory.fill_(torch.nan)

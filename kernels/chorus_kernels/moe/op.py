@@ -102,8 +102,8 @@ def route(
         _kernel.route_kernel[(triton.cdiv(num_tokens, block_t),)](
             router_logits, bias, experts, weights, progress, num_tokens, num_experts, HAS_BIAS=bias is not None,
             HAS_PROGRESS=progress is not None, TOP_K=top_k, BLOCK_T=block_t,
-            BLOCK_E=triton.next_power_of_2(num_experts), BLOCK_K=triton.next_power_of_2(top_k), num_warps=1 if block_t == 1 else 4,
-            **dependent_launch(router_logits.device),
+            BLOCK_E=triton.next_power_of_2(num_experts), BLOCK_K=triton.next_power_of_2(top_k),
+            num_warps=1 if block_t == 1 else 4, **dependent_launch(router_logits.device),
         )  # fmt: skip
     return experts, weights
 

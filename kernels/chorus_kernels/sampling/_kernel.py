@@ -11,6 +11,8 @@ kept: the same token as if the unlikely ones had been dropped first.
 import triton
 import triton.language as tl
 
+from chorus_kernels.dependent_launch import let_next_begin, wait_for_previous
+
 INF = tl.constexpr(float("inf"))
 # What `approximate_gumbel` and the rounding of scores may be off, with a wide margin.
 SLACK = tl.constexpr(1e-3)
@@ -84,7 +86,10 @@ def scan_kernel(
     TILE: tl.constexpr,
     HAS_IDS: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    let_next_begin(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     tile = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     num_tiles = tl.num_programs(0)
@@ -229,7 +234,9 @@ def draw_kernel(
     HAS_MASK: tl.constexpr,
     HAS_LATEST: tl.constexpr,
     TRUNCATED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    wait_for_previous(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     logits_row = logits_ptr + row * N
     mask_row = mask_ptr + row * mask_stride

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from chorus_kernels.dependent_launch import dependent_launch
 from chorus_kernels.sampling._kernel import draw_kernel, scan_kernel
 from chorus_kernels.sampling._logits_kernel import (
     bias_kernel,
@@ -19,6 +20,8 @@ from chorus_kernels.sampling.reference import MIN_TEMPERATURE
 
 SCAN_WARPS = 4
 DRAW_WARPS = 8
+# A thread; left to itself, the assembler takes fewer at times, and spills.
+DRAW_REGISTERS = 208
 # Entries of a bias or a history that a program handles.
 _ENTRIES = 1024
 _INTEGERS = (torch.int32, torch.int64)
@@ -189,6 +192,7 @@ def sample(
         TILE=tile,
         num_warps=SCAN_WARPS,
         **flags,
+        **dependent_launch(logits.device),
     )
     draw_kernel[(num_rows,)](
         logits,
@@ -216,7 +220,9 @@ def sample(
         TILE=tile,
         NT_BLOCK=triton.next_power_of_2(num_tiles),
         num_warps=DRAW_WARPS,
+        maxnreg=DRAW_REGISTERS,
         **flags,
+        **dependent_launch(logits.device),
     )
     return columns, drawn
 

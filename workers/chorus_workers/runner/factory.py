@@ -72,7 +72,7 @@ def create_runner(config: RunnerConfig) -> Runner:
 def _create_triton_runner(config: RunnerConfig) -> Runner:
     # Here, so that other runners start without Triton.
     from chorus_workers.runner.triton.device import choose_device
-    from chorus_workers.runner.triton.form import DeviceForm, product_tiles
+    from chorus_workers.runner.triton.form import DeviceForm, product_tiles_within
     from chorus_workers.runner.triton.memory import (
         MemoryNeeds,
         check_weights,
@@ -91,10 +91,10 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
     check_weights(weight_bytes, free_bytes)
     with explain_out_of_memory(weights_do_not_fit(weight_bytes, free_bytes)), LoadProgress(weight_bytes) as progress:
         model = load_model_as(DeviceForm(device, on_copied=progress.add), config.folder)
-        tiles = product_tiles(model)
         torch.cuda.synchronize(device)
     # What loading left in the allocator would count as taken.
     torch.cuda.empty_cache()
+    tiles = product_tiles_within(_free_bytes(device), model)
     loaded_at = time.monotonic()
     needs = MemoryNeeds(
         config, model.config, _free_bytes(device), kv_dtype(config.kv_cache_dtype, model.embedding.dtype)

@@ -1,6 +1,6 @@
 """How the Triton runner keeps weights: on its device, in bfloat16, experts in MXFP4 as the kernels read them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,9 @@ from chorus_kernels.moe.layout import PackedExperts, empty_experts, pack_expert
 from chorus_kernels.mxfp4 import BLOCK_SIZE
 from chorus_workers.model.weights import Model, UnsupportedWeights
 from chorus_workers.runner.triton.staging import Staging
+
+# Of what is free beside the weights, tiles take no more: KV memory is of more use.
+_TILES_SHARE = 0.05
 
 
 class DeviceForm:
@@ -48,13 +51,27 @@ class DeviceForm:
 
 @dataclass(frozen=True, slots=True)
 class ProductTiles:
-    """Of one layer, what few tokens are multiplied with, in the order in which that is read fastest. cuBLAS, which
-    multiplies more tokens, wants the plain weights: both are kept, for a few per cent of a model's size."""
+    """A model's dense products' weights in the order in which few tokens are multiplied with them fastest. cuBLAS,
+    which multiplies more tokens, wants them plain: they are kept twice."""
 
-    qkv: Tensor
-    out: Tensor
+    qkv: Sequence[Tensor]  # by layer
+    out: Sequence[Tensor]  # by layer
+    head: Tensor | None
 
 
-def product_tiles(model: Model[PackedExperts]) -> tuple[ProductTiles, ...]:
-    """The tiles of all layers, on the model's device."""
-    return tuple(ProductTiles(tiled(layer.qkv), tiled(layer.out)) for layer in model.layers)
+def product_tiles(model: Model[PackedExperts]) -> ProductTiles:
+    """On the model's device."""
+    return ProductTiles(
+        [tiled(layer.qkv) for layer in model.layers],
+        [tiled(layer.out) for layer in model.layers],
+        None if model.head is None else tiled(model.head),
+    )
+
+
+def product_tiles_within(free_bytes: int, model: Model[PackedExperts]) -> ProductTiles | None:
+    """The same, unless they would take more than a small part of the bytes that are free."""
+    weights = [weight for layer in model.layers for weight in (layer.qkv, layer.out)]
+    if model.head is not None:
+        weights.append(model.head)
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+    return product_tiles(model) if num_bytes <= _TILES_SHARE * free_bytes else None

@@ -1,7 +1,5 @@
 """The Triton runner: one GPU, weights in MXFP4 and bfloat16, our own kernels."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -10,7 +8,7 @@ from chorus_kernels.sampling.op import LatestTokens
 from chorus_workers.model.weights import Model
 from chorus_workers.runner.base import Batch, FinishedStep, PendingStep, Runner, RunnerInfo, StepResult
 from chorus_workers.runner.triton.decode_graphs import DecodeGraphs
-from chorus_workers.runner.triton.form import ProductTiles, product_tiles
+from chorus_workers.runner.triton.form import ProductTiles
 from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
 from chorus_workers.runner.triton.sampler import DeviceSampler, PendingDraw
 from chorus_workers.runner.triton.step import PreparedStep, prepare_step
@@ -38,13 +36,12 @@ class TritonRunner(Runner):
         model: Model[PackedExperts],
         info: RunnerInfo,
         kv_dtype: torch.dtype | None = None,
-        tiles: Sequence[ProductTiles] | None = None,
+        tiles: ProductTiles | None = None,
     ) -> None:
-        """kv_dtype: of the KV memory; by default the weights'. tiles: `product_tiles` of the model, if they are there
-        already."""
+        """kv_dtype: of the KV memory; by default the weights'. tiles: of the model, where there is room for them."""
         self._info, self._device = info, model.embedding.device
         self.memory = DeviceKVMemory(model.config, model.shard, info, kv_dtype or model.embedding.dtype, self._device)
-        self._transformer = DeviceTransformer(model, self.memory, info.max_model_len, tiles or product_tiles(model))
+        self._transformer = DeviceTransformer(model, self.memory, info.max_model_len, tiles)
         self._sampler = DeviceSampler(model.vocabulary, self._device)
         self._group = model.config.num_heads // model.config.num_kv_heads
         self._last_tokens = torch.zeros(info.num_slots + 1, dtype=torch.int32, device=self._device)

@@ -1,6 +1,11 @@
-"""Arrays that go to the device in one copy, and results that come back while the host does something else."""
+"""Arrays that go to the device in one copy, and results that come back while the host does something else.
+
+Copies have streams of their own: what a step needs goes up while the step before it runs, and what a step drew comes
+down while the next one begins.
+"""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import accumulate
 
 import numpy as np
@@ -25,13 +30,13 @@ class Upload:
         return len(self._arrays) - 1
 
     def to(self, device: torch.device) -> "Sent":
-        """Sends everything."""
+        """Sends everything; what the current stream does from now on finds it there."""
         offsets = [0, *accumulate(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in self._arrays)]
         host = torch.empty(offsets[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
         buffer = host.numpy()
         for array, offset in zip(self._arrays, offsets, strict=False):
             buffer[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
-        sent = host.to(device, non_blocking=True)
+        sent = _to_device(host, device)
         return Sent(
             sent[offset : offset + array.nbytes].view(_DTYPES[array.dtype]).view(array.shape)
             for array, offset in zip(self._arrays, offsets, strict=False)
@@ -51,10 +56,13 @@ class Download:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = list(tensors)
         self._done: torch.cuda.Event | None = None
-        if any(tensor.is_cuda for tensor in tensors):
-            self._tensors = [_to_pinned(tensor) for tensor in tensors]
-            self._done = torch.cuda.Event()
-            self._done.record()
+        if tensors and tensors[0].is_cuda:
+            stream = _download_stream(tensors[0].device)
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._tensors = [_to_pinned(tensor, stream) for tensor in tensors]
+                self._done = torch.cuda.Event()
+                self._done.record()
 
     def result(self) -> list[Tensor]:
         """The copies, once they are there."""
@@ -63,6 +71,31 @@ class Download:
         return self._tensors
 
 
-def _to_pinned(tensor: Tensor) -> Tensor:
+def _to_device(host: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return host.to(device)
+    current, stream = torch.cuda.current_stream(), _upload_stream(device)
+    with torch.cuda.stream(stream):
+        sent = host.to(device, non_blocking=True)
+    current.wait_stream(stream)
+    # Or its memory could go to the next upload while this stream still reads.
+    sent.record_stream(current)
+    return sent
+
+
+def _to_pinned(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    """A copy on the host, made by the stream, which is the current one."""
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
+    host.copy_(tensor, non_blocking=True)
+    tensor.record_stream(stream)
+    return host
+
+
+@cache
+def _upload_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@cache
+def _download_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

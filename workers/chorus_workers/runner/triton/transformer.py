@@ -4,7 +4,6 @@ Decode tokens and prefill tokens share all products, and differ in attention: a 
 looks at its memory in one launch; a chunk in a window layer must look at the ring before it writes it.
 """
 
-from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
@@ -44,10 +43,15 @@ class DeviceTransformer:
         model: Model[PackedExperts],
         memory: DeviceKVMemory,
         max_model_len: int,
-        tiles: Sequence[ProductTiles],
+        tiles: ProductTiles | None,
     ) -> None:
-        """tiles: `product_tiles` of the model."""
-        self.model, self.memory, self._tiles = model, memory, tiles
+        """tiles: of the model, if there are any: the same results, faster."""
+        self.model, self.memory = model, memory
+        missing = [None] * len(model.layers)
+        self._tiles = (
+            list(zip(tiles.qkv, tiles.out, strict=True)) if tiles else list(zip(missing, missing, strict=True))
+        )
+        self._head_tiles = None if tiles is None else tiles.head
         config, device = model.config, model.embedding.device
         concentration = yarn_concentration(config.rope.factor)
         self._rope = rope_table(max_model_len, rope_frequencies(config).to(device), concentration)
@@ -127,14 +131,15 @@ class DeviceTransformer:
         progress = None
         if x.shape[0] <= MAX_DECODE_TOKENS:
             progress = torch.empty(x.shape[0], config.num_experts_per_token, dtype=torch.int32, device=x.device)
-        for index, (layer, tiles) in enumerate(zip(model.layers, self._tiles, strict=True)):
+        for index, layer in enumerate(model.layers):
+            qkv_tiles, out_tiles = self._tiles[index]
             # Attention's programs would take places from those of QKV, where its own begin early.
-            qkv = linear(normed, layer.qkv, layer.qkv_bias, tiles=tiles.qkv, overlap=overlap, hold_next=overlap)
+            qkv = linear(normed, layer.qkv, layer.qkv_bias, tiles=qkv_tiles, overlap=overlap, hold_next=overlap)
             attended = self._attention(index, layer, qkv, cos_sin, step)
             if adds:
                 linear(attended, layer.out, None, residual=x, out=x)
             else:
-                x = linear(attended, layer.out, layer.out_bias, residual=x, tiles=tiles.out)
+                x = linear(attended, layer.out, layer.out_bias, residual=x, tiles=out_tiles)
             normed, factor, chosen, weights = self._route(layer, x, progress)
             rows = expert_rows(
                 normed,
@@ -164,7 +169,7 @@ class DeviceTransformer:
         """[S, H] of `forward` to float32 [S, N] over the vocabulary's rows; returns (or fills) out."""
         if self.model.head is None:
             raise ValueError("only shard 0 holds the output head")
-        return linear(normed, self.model.head, None, out_dtype=torch.float32, out=out)
+        return linear(normed, self.model.head, None, out_dtype=torch.float32, out=out, tiles=self._head_tiles)
 
     def _attention(self, index: int, layer: Layer, qkv: Tensor, cos_sin: Tensor, step: AttentionInputs) -> Tensor:
         """Returns [T, Hq * D]."""
