@@ -70,6 +70,7 @@ def warm(runner: TritonRunner) -> None:
     if DEVICE.type == "cuda":
         runner.warm_up()
         return
+    runner._graphs.fill_with_padding()
     for size in runner._graphs._sizes:
         runner._graphs._forward(size)
     warm_up(runner, runner._transformer.model.config)

@@ -52,7 +52,7 @@ class DecodeGraphs:
             torch.zeros(most, config.head_dim, device=device),
             torch.zeros(most, num_pages, dtype=torch.int32, device=device),
             torch.zeros(most, dtype=torch.int32, device=device),
-            torch.full((most, 1), self._padding, dtype=torch.int32, device=device),
+            torch.zeros(most, 1, dtype=torch.int32, device=device),
         )
         self._tables = torch.zeros(info.num_slots + 1, num_pages, dtype=torch.int32, device=device)
         # The host's list of a slot's pages, and how many of them its row has.
@@ -64,6 +64,7 @@ class DecodeGraphs:
     def capture(self) -> None:
         """Captures the graphs, on a GPU: compiles what isn't compiled yet. Without one, steps run launch by launch."""
         begin = time.monotonic()
+        self.fill_with_padding()
         stream, pool = torch.cuda.Stream(), None
         stream.wait_stream(torch.cuda.current_stream())
         for size in reversed(self._sizes):
@@ -76,6 +77,12 @@ class DecodeGraphs:
             pool = pool or graph.pool()
             self._graphs[size] = graph
         logger.info("captured %d graphs in %.1f s", len(self._graphs), time.monotonic() - begin)
+
+    def fill_with_padding(self) -> None:
+        """Sends a step of padding, and compiles what launches before a graph."""
+        sent = torch.zeros(4, self._sizes[-1], dtype=torch.int32, device=self._tables.device)
+        sent[SLOTS] = self._padding
+        self._transformer.gather(sent, self._last_tokens, self._tables, self._of(self._sizes[-1]))
 
     def takes(self, chunks: Sequence[SequenceChunk]) -> bool:
         """Whether a step of these chunks is one for a graph."""
