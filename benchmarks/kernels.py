@@ -15,15 +15,27 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from results import append, environment
 from torch import Tensor
 
 from chorus_kernels.attention import op as attention
-from chorus_kernels.linear.op import MAX_TOKENS, linear
+from chorus_kernels.decode_inputs import GatheredInputs
+from chorus_kernels.decode_inputs.op import gather
+from chorus_kernels.linear.layout import tiled
+from chorus_kernels.linear.op import MAX_TILED_TOKENS, MAX_TOKENS, MAX_VECTOR_TOKENS, linear
 from chorus_kernels.moe.layout import PackedExperts, empty_experts
-from chorus_kernels.moe.op import combine_norm, expert_rows, operand_factor, route
+from chorus_kernels.moe.op import (
+    MAX_DECODE_TOKENS,
+    MAX_SPLIT_TOKENS,
+    combine_norm,
+    expert_rows,
+    expert_sum,
+    operand_factor,
+    route,
+)
 from chorus_kernels.norm_rope.op import norm_linear, rms_norm
 from chorus_kernels.sampling.op import sample
 
@@ -116,6 +128,7 @@ def rows(tokens: Sequence[int]) -> Iterator[Row]:
         for num_chunks, length in PREFILL:
             yield from _prefill_rows(num_chunks, length, kv_dtype)
     for count in (1, 64, 256):
+        yield _gather_row(count)
         yield _sampling_row(count)
 
 
@@ -137,14 +150,19 @@ def _dense_rows(count: int) -> Iterator[Row]:
             out_dtype: torch.dtype = out_dtype,
             has_bias: bool = has_bias,
             has_residual: bool = has_residual,
+            has_tiles: bool = False,
         ) -> Callable[[], object]:
             x, weight = _random(count, depth), _random(num_rows, depth)
             bias = _random(num_rows) if has_bias else None
             residual = _random(count, num_rows) if has_residual else None
-            return lambda: linear(x, weight, bias, residual, out_dtype)
+            tiles = tiled(weight) if has_tiles else None
+            return lambda: linear(x, weight, bias, residual, out_dtype, tiles=tiles)
 
         num_bytes = 2 * num_rows * depth + 2 * count * depth + count * num_rows * (out_bytes + 2 * has_residual)
-        yield Row(f"linear {name}", f"T={count}", num_bytes, 2 * count * num_rows * depth, make)
+        num_ops = 2 * count * num_rows * depth
+        yield Row(f"linear {name}", f"T={count}", num_bytes, num_ops, make)
+        if MAX_VECTOR_TOKENS < count <= MAX_TILED_TOKENS and name != "router":
+            yield Row(f"linear {name} tiled", f"T={count}", num_bytes, num_ops, partial(make, has_tiles=True))
 
 
 def _norm_rows(count: int) -> Iterator[Row]:
@@ -201,7 +219,31 @@ def _moe_rows(model: str, count: int) -> Iterator[Row]:
     # Four bits a weight and a scale for each 32.
     expert_bytes = 3 * INNER * HIDDEN * 17 / 32
     num_bytes = int(distinct * expert_bytes) + 4 * count * HIDDEN
-    yield Row(f"experts {model}", f"T={count}", num_bytes, 2 * 3 * INNER * HIDDEN * count * TOP_K, make_experts)
+    num_ops = 2 * 3 * INNER * HIDDEN * count * TOP_K
+    yield Row(f"experts {model}", f"T={count}", num_bytes, num_ops, make_experts)
+    matrices = (gate_up, biases[0], down, biases[1])
+
+    def make_sum() -> Callable[[], object]:
+        x, residual = _random(count, HIDDEN) * operand_factor(count), _random(count, HIDDEN)
+        logits = torch.randn(count, num_experts, device=_DEVICE, generator=generator)
+        chosen, weights = route(logits, TOP_K)
+        return lambda: expert_sum(x, chosen, weights, *matrices, residual, x_factor=operand_factor(count))
+
+    def make_whole() -> Callable[[], object]:
+        x = _random(count, HIDDEN) * operand_factor(count)
+        logits = torch.randn(count, num_experts, device=_DEVICE, generator=generator)
+        progress = torch.empty(count, TOP_K, dtype=torch.int32, device=_DEVICE)
+
+        def call() -> Tensor:
+            chosen, _ = route(logits, TOP_K, progress=progress)
+            return expert_rows(x, chosen, *matrices, x_factor=operand_factor(count), progress=progress)
+
+        return call
+
+    if count <= MAX_SPLIT_TOKENS:
+        yield Row(f"experts and sum {model}", f"T={count}", num_bytes, num_ops, make_sum)
+    elif count <= MAX_DECODE_TOKENS:
+        yield Row(f"route and experts in one launch {model}", f"T={count}", num_bytes, num_ops, make_whole)
 
 
 def _random_experts(num_experts: int, num_rows: int, num_columns: int) -> PackedExperts:
@@ -280,6 +322,31 @@ def _prefill_rows(num_chunks: int, length: int, kv_dtype: torch.dtype) -> Iterat
         )
     written = 2 * KV_HEADS * HEAD_DIM * kv_dtype.itemsize
     yield Row(f"rope_and_write{_suffix(kv_dtype)}", shape, count * (2 * QKV + 2 * ATTENDED + written), 0, rope)
+
+
+def _gather_row(count: int) -> Row:
+    length = 1024
+
+    def integers(*shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=torch.int32, device=_DEVICE)
+
+    def make() -> Callable[[], object]:
+        numbers = torch.arange(count)
+        sent = torch.stack([numbers, torch.full_like(numbers, length - 1), torch.full_like(numbers, length), numbers])
+        rope, tables = _random(length, HEAD_DIM, dtype=torch.float32), integers(count, length // PAGE)
+        embedding, last_tokens = _random(VOCAB, HIDDEN), integers(count)
+        out = GatheredInputs(
+            _random(count, HIDDEN),
+            _random(count, HEAD_DIM, dtype=torch.float32),
+            integers(*tables.shape),
+            integers(count),
+            integers(count, 1),
+        )
+        sent = sent.int().to(_DEVICE)
+        return lambda: gather(sent, last_tokens, embedding, None, rope, tables, page_size=PAGE, out=out)
+
+    num_bytes = 2 * count * (2 * HIDDEN + 4 * HEAD_DIM + 4 * length // PAGE)
+    return Row("gather", f"S={count}", num_bytes, 0, make)
 
 
 def _sampling_row(count: int) -> Row:
