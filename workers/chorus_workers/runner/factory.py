@@ -92,8 +92,6 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
     with explain_out_of_memory(weights_do_not_fit(weight_bytes, free_bytes)), LoadProgress(weight_bytes) as progress:
         model = load_model_as(DeviceForm(device, on_copied=progress.add), config.folder)
         torch.cuda.synchronize(device)
-    # What loading left in the allocator would count as taken.
-    torch.cuda.empty_cache()
     tiles = product_tiles_within(_free_bytes(device), model)
     loaded_at = time.monotonic()
     needs = MemoryNeeds(
@@ -109,6 +107,8 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
 
 
 def _free_bytes(device: torch.device) -> int:
+    # What loading left in the allocator would count as taken.
+    torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0]
 
 
