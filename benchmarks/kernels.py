@@ -30,6 +30,7 @@ from chorus_kernels.moe.layout import PackedExperts, empty_experts
 from chorus_kernels.moe.op import (
     MAX_DECODE_TOKENS,
     MAX_SPLIT_TOKENS,
+    ExpertLayer,
     combine_norm,
     expert_rows,
     expert_sum,
@@ -200,8 +201,12 @@ def _moe_rows(model: str, count: int) -> Iterator[Row]:
     yield Row(f"route {model}", f"T={count}", count * (num_experts * 4 + TOP_K * 8), 0, make_route)
 
     # One layer's weights alone exceed the cache; each call has routes of its own, so that experts change.
-    gate_up, down = _random_experts(num_experts, 2 * INNER, HIDDEN), _random_experts(num_experts, HIDDEN, INNER)
-    biases = _random(num_experts, 2 * INNER), _random(num_experts, HIDDEN)
+    layer = ExpertLayer(
+        _random_experts(num_experts, 2 * INNER, HIDDEN),
+        _random(num_experts, 2 * INNER),
+        _random_experts(num_experts, HIDDEN, INNER),
+        _random(num_experts, HIDDEN),
+    )
     generator = torch.Generator(_DEVICE).manual_seed(count)
     seen: list[int] = []
 
@@ -211,7 +216,7 @@ def _moe_rows(model: str, count: int) -> Iterator[Row]:
         logits = torch.randn(count, num_experts, device=_DEVICE, generator=generator)
         chosen, _ = route(logits, TOP_K)
         seen.append(chosen.unique().numel())
-        return lambda: expert_rows(x, chosen, gate_up, biases[0], down, biases[1], x_factor=factor)
+        return lambda: expert_rows(x, chosen, layer, x_factor=factor)
 
     probes = [make_experts() for _ in range(8)]
     distinct = sum(seen) / len(seen)
@@ -221,13 +226,12 @@ def _moe_rows(model: str, count: int) -> Iterator[Row]:
     num_bytes = int(distinct * expert_bytes) + 4 * count * HIDDEN
     num_ops = 2 * 3 * INNER * HIDDEN * count * TOP_K
     yield Row(f"experts {model}", f"T={count}", num_bytes, num_ops, make_experts)
-    matrices = (gate_up, biases[0], down, biases[1])
 
     def make_sum() -> Callable[[], object]:
         x, residual = _random(count, HIDDEN) * operand_factor(count), _random(count, HIDDEN)
         logits = torch.randn(count, num_experts, device=_DEVICE, generator=generator)
         chosen, weights = route(logits, TOP_K)
-        return lambda: expert_sum(x, chosen, weights, *matrices, residual, x_factor=operand_factor(count))
+        return lambda: expert_sum(x, chosen, weights, layer, residual, x_factor=operand_factor(count))
 
     def make_whole() -> Callable[[], object]:
         x = _random(count, HIDDEN) * operand_factor(count)
@@ -236,7 +240,7 @@ def _moe_rows(model: str, count: int) -> Iterator[Row]:
 
         def call() -> Tensor:
             chosen, _ = route(logits, TOP_K, progress=progress)
-            return expert_rows(x, chosen, *matrices, x_factor=operand_factor(count), progress=progress)
+            return expert_rows(x, chosen, layer, x_factor=operand_factor(count), progress=progress)
 
         return call
 

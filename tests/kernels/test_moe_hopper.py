@@ -4,7 +4,8 @@ import re
 
 from tests.kernels.hopper import Variant, compile_for_hopper
 
-from chorus_kernels.moe import op
+from chorus_kernels.moe.few_tokens import SUM_REGISTERS
+from chorus_kernels.moe.many_tokens import grouped_tiles
 
 MODULE = "chorus_kernels.moe."
 MATRICES = {"words_ptr": "*i32", "scales_ptr": "*i32", "units_ptr": "*fp32", "bias_ptr": "*bf16"}
@@ -17,7 +18,7 @@ NUM_SLOTS = (256, 768, 4096, 32768)
 
 
 def grouped_variants(num_slots: int) -> list[Variant]:
-    tiles = op.grouped_tiles(num_slots, 32)
+    tiles = grouped_tiles(num_slots, 32)
     constants = {**SHAPE, "BLOCK_N": tiles.rows, "BLOCK_M": tiles.slots, "BLOCK_S": tiles.steps}
     gate_up = {"x_ptr": "*bf16", **SORTED, **FORMULA}
     kernel = MODULE + "_grouped_kernel:grouped_"
@@ -85,7 +86,7 @@ def test_down_with_the_sum() -> None:
     }  # fmt: skip
     constants = {**SHAPE, "TOP_K": 4, "BLOCK_K": 4}
     kernel = MODULE + "_decode_sum_kernel:decode_down_sum_kernel"
-    [result] = compile_for_hopper([Variant(kernel, parameters, constants, 8, 1, max_registers=op._SUM_REGISTERS)])
+    [result] = compile_for_hopper([Variant(kernel, parameters, constants, 8, 1, max_registers=SUM_REGISTERS)])
     # Two programs on each multiprocessor.
     assert result.spilled == 0 and set(result.specialised) <= SHARD.keys()
     # Half of K in 24 steps. What is loaded becomes the tensor cores' operands without an exchange: shared memory has
@@ -101,7 +102,7 @@ def test_down_with_the_sum() -> None:
 
 def test_batches() -> None:
     variants = [variant for num_slots in NUM_SLOTS for variant in grouped_variants(num_slots)]
-    assert len({op.grouped_tiles(num_slots, 32) for num_slots in NUM_SLOTS}) == 4
+    assert len({grouped_tiles(num_slots, 32) for num_slots in NUM_SLOTS}) == 4
     for variant, result in zip(variants, compile_for_hopper(variants), strict=True):
         assert result.spilled == 0 and set(result.specialised) <= SHARD.keys()
         # Two programs on each multiprocessor, or more.

@@ -4,7 +4,7 @@ torch.empty gives NaN and the largest integers here: what a kernel reads without
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chorus_kernels.moe import _decode_kernel, _grouped_kernel, op, reference
+from chorus_kernels.moe import _decode_kernel, _grouped_kernel, many_tokens, op, reference
+from chorus_kernels.moe.expert_layer import ExpertLayer
 from chorus_kernels.moe.layout import PackedExperts, pack_experts
-from chorus_kernels.moe.op import Tiles
+from chorus_kernels.moe.many_tokens import Tiles
 from chorus_kernels.mxfp4 import unpack_mxfp4
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,14 +64,13 @@ class Layer:
     packed_gate_up: PackedExperts
     packed_down: PackedExperts
 
-    def part(self, low: int, high: int) -> tuple[PackedExperts, Tensor, PackedExperts, Tensor]:
+    def part(self, low: int, high: int) -> ExpertLayer:
         def cut(packed: PackedExperts) -> PackedExperts:
             parts = (tensor[low:high] for tensor in (packed.words, packed.scales, packed.units))
             return PackedExperts(*parts, packed.num_rows, packed.num_columns)
 
-        return (
-            cut(self.packed_gate_up), self.gate_up_bias[low:high], cut(self.packed_down), self.down_bias[low:high]
-        )  # fmt: skip
+        biases = self.gate_up_bias[low:high], self.down_bias[low:high]
+        return ExpertLayer(cut(self.packed_gate_up), biases[0], cut(self.packed_down), biases[1], first_expert=low)
 
 
 def make_layer(num_experts: int, hidden: int, inner: int, largest_scale: int = 124) -> Layer:
@@ -121,7 +121,7 @@ def make_tokens(num_tokens: int, hidden: int, num_experts: int, top_k: int) -> t
 def run(layer: Layer, x: Tensor, experts: Tensor, weights: Tensor, **arguments: Any) -> Tensor:
     arguments = {"out_dtype": torch.float32} | arguments
     low, high = arguments.pop("part", (0, layer.gate_up.shape[0]))
-    return op.experts(x, experts, weights, *layer.part(low, high), first_expert=low, **arguments)
+    return op.experts(x, experts, weights, layer.part(low, high), **arguments)
 
 
 @pytest.mark.parametrize(("num_tokens", "num_experts", "top_k"), [(1, 7, 3), (5, 128, 4), (66, 5, 5), (0, 4, 2)])
@@ -244,9 +244,9 @@ def test_few_tokens_in_one_launch(num_tokens: int, top_k: int, num_experts: int,
     x, experts, _ = make_tokens(num_tokens, size, num_experts, top_k)
     low, high = 1, num_experts
     mine = ((experts >= low) & (experts < high)).flatten()
-    rows = op.expert_rows(x, experts, *layer.part(low, high), first_expert=low)
+    rows = op.expert_rows(x, experts, layer.part(low, high))
     progress = torch.zeros_like(experts)
-    once = op.expert_rows(x, experts, *layer.part(low, high), first_expert=low, progress=progress)
+    once = op.expert_rows(x, experts, layer.part(low, high), progress=progress)
     assert torch.equal(once[mine], rows[mine])
     # An expert's first slot has counted the tiles of gate-up.
     chosen = experts.flatten()
@@ -259,8 +259,8 @@ def test_one_launch_is_for_squares_and_for_more_than_two_tokens() -> None:
         layer = make_layer(2, hidden, inner)
         x, experts, _ = make_tokens(num_tokens, hidden, 2, 1)
         progress = torch.zeros_like(experts)
-        rows = op.expert_rows(x, experts, *layer.part(0, 2), progress=progress)
-        assert torch.equal(rows, op.expert_rows(x, experts, *layer.part(0, 2))) and not progress.any()
+        rows = op.expert_rows(x, experts, layer.part(0, 2), progress=progress)
+        assert torch.equal(rows, op.expert_rows(x, experts, layer.part(0, 2))) and not progress.any()
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_sum_with_the_residual(
     tokens = make_tokens(num_tokens, hidden, num_experts, top_k)
     residual = normal(num_tokens, hidden, generator=random(5)).to(dtype)
     expected, bound = expected_output(layer, *tokens, roundings=1)
-    y = op.expert_sum(*tokens, *layer.part(0, num_experts), residual)
+    y = op.expert_sum(*tokens, layer.part(0, num_experts), residual)
     assert y.dtype == dtype
     expected += residual.double()
     # bfloat16 rounds the sum too.
@@ -305,7 +305,7 @@ def test_sum_of_a_shard_and_with_nan(monkeypatch: pytest.MonkeyPatch, in_down: b
     residual = normal(4, 32, generator=random(6))
 
     def shares(x: Tensor, weights: Tensor, low: int, high: int) -> Tensor:
-        return op.expert_sum(x, experts, weights, *layer.part(low, high), residual, first_expert=low) - residual
+        return op.expert_sum(x, experts, weights, layer.part(low, high), residual) - residual
 
     expected, bound = expected_output(layer, x, experts, weights, roundings=2)
     clean = [shares(x, weights, *part) for part in ((0, 1), (1, 4))]
@@ -321,12 +321,12 @@ def test_sum_of_a_shard_and_with_nan(monkeypatch: pytest.MonkeyPatch, in_down: b
 def test_operand_that_has_its_factor_already() -> None:
     layer = make_layer(2, 32, 32)
     x, experts, _ = make_tokens(1, 32, 2, 2)
-    rows = op.expert_rows(x, experts, *layer.part(0, 2))
-    assert torch.equal(op.expert_rows(x * 2.0**64, experts, *layer.part(0, 2), x_factor=2.0**64), rows)
+    rows = op.expert_rows(x, experts, layer.part(0, 2))
+    assert torch.equal(op.expert_rows(x * 2.0**64, experts, layer.part(0, 2), x_factor=2.0**64), rows)
     with pytest.raises(ValueError, match="x_factor"):
-        op.expert_rows(x, experts, *layer.part(0, 2), x_factor=2.0)
+        op.expert_rows(x, experts, layer.part(0, 2), x_factor=2.0)
     with pytest.raises(ValueError, match="x_factor"):
-        op.expert_rows(x.expand(9, 32).contiguous(), experts.repeat(9, 1), *layer.part(0, 2), x_factor=2.0**64)
+        op.expert_rows(x.expand(9, 32).contiguous(), experts.repeat(9, 1), layer.part(0, 2), x_factor=2.0**64)
 
 
 @pytest.mark.parametrize("residual_dtype", [torch.float32, torch.bfloat16])
@@ -365,7 +365,7 @@ DEEP = Tiles(rows=64, slots=16, steps=4, num_warps=4, num_stages=1)
 def test_many_tokens(
     monkeypatch: pytest.MonkeyPatch, tiles: Tiles, num_tokens: int, top_k: int, hidden: int, inner: int
 ) -> None:
-    monkeypatch.setattr(op, "grouped_tiles", lambda num_slots, num_experts: tiles)
+    monkeypatch.setattr(many_tokens, "grouped_tiles", lambda num_slots, num_experts: tiles)
     layer = make_layer(4, hidden, inner)
     tokens = make_tokens(num_tokens, hidden, 4, top_k)
     expected, bound = expected_output(layer, *tokens, roundings=2)
@@ -455,24 +455,32 @@ def test_refusals() -> None:
         ("x must be bfloat16", (x.float(), experts, weights), {}),
         ("experts must be int32", (x, experts.long(), weights), {}),
         ("weights must be float32", (x, experts, weights[:, :1]), {}),
-        ("gate_up must be", (x[:, :32].contiguous(), experts, weights), {}),
+        (r"x must be bfloat16 \[T, 64\]", (x[:, :32].contiguous(), experts, weights), {}),
         ("out_dtype", (x, experts, weights), {"out_dtype": torch.float16}),
         ("experts must be contiguous", (x, experts.T.contiguous().T, weights), {}),
     ]
     for message, tokens, arguments in wrong:
         with pytest.raises(ValueError, match=message):
             run(layer, *tokens, **arguments)
-    with pytest.raises(ValueError, match="gate_up_bias must be"):
-        op.experts(
-            x, experts, weights, layer.packed_gate_up, layer.gate_up_bias[:1], layer.packed_down, layer.down_bias
-        )
+    right = layer.part(0, 2)
+    other = make_layer(2, 32, 64).part(0, 2)
+    changes: list[tuple[str, dict[str, Any]]] = [
+        (r"gate_up must be \[64, H\] matrices, not \[128, 32\]", {"gate_up": other.gate_up}),
+        ("down must be 2 matrices with 64 rows, not 1 with 64", {"down": layer.part(0, 1).down}),
+        ("gate_up_bias must be", {"gate_up_bias": right.gate_up_bias[:1]}),
+        ("down_bias must be", {"down_bias": right.down_bias.half()}),
+        ("down_bias must be contiguous", {"down_bias": right.down_bias.T.contiguous().T}),
+    ]
+    for message, changed in changes:
+        with pytest.raises(ValueError, match=message):
+            replace(right, **changed)
     with pytest.raises(ValueError, match=r"bias must be bfloat16 or float32 \[4\]"):
         op.route(torch.zeros(2, 4), 2, torch.zeros(3))
     for progress in (torch.zeros(2, 2), torch.zeros(2, 1, dtype=torch.int32)):
         with pytest.raises(ValueError, match=r"progress must be int32 \[2, 2\]"):
             op.route(torch.zeros(2, 4), 2, progress=progress)
         with pytest.raises(ValueError, match=r"progress must be int32 \[2, 2\]"):
-            op.expert_rows(x, experts, *layer.part(0, 2), progress=progress)
+            op.expert_rows(x, experts, layer.part(0, 2), progress=progress)
     for logits, top_k in ((torch.zeros(2, 4), 5), (torch.zeros(2, 4).half(), 2), (torch.zeros(4, 2).T, 2)):
         with pytest.raises(ValueError):
             op.route(logits, top_k)

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from chorus_kernels.moe import experts_forward
-from chorus_kernels.moe.layout import PackedExperts, unpack_expert
+from chorus_kernels.moe.expert_layer import ExpertLayer
+from chorus_kernels.moe.layout import unpack_expert
 from chorus_kernels.norm_rope import rms_norm
 from chorus_workers.runner.triton import transformer
 
@@ -41,45 +42,30 @@ def plain_linear(
 
 
 def plain_expert_rows(
-    x: Tensor,
-    experts: Tensor,
-    gate_up: PackedExperts,
-    gate_up_bias: Tensor,
-    down: PackedExperts,
-    down_bias: Tensor,
-    *,
-    alpha: float,
-    limit: float,
-    first_expert: int,
-    x_factor: float,
-    progress: Tensor | None = None,
+    x: Tensor, experts: Tensor, layer: ExpertLayer, *, x_factor: float, progress: Tensor | None = None
 ) -> Tensor:
-    unpacked = [torch.stack([unpack_expert(p, e) for e in range(p.num_experts)]) for p in (gate_up, down)]
+    gate_up, down = (
+        torch.stack([unpack_expert(packed, expert) for expert in range(packed.num_experts)])
+        for packed in (layer.gate_up, layer.down)
+    )
     slots = experts.long().view(-1, 1)
     return experts_forward(
-        x.float().repeat_interleave(experts.shape[1], 0) / x_factor, slots, torch.ones(slots.shape), unpacked[0],
-        gate_up_bias.float(), unpacked[1], down_bias.float(), alpha=alpha, limit=limit, first_expert=first_expert,
-    )  # fmt: skip
+        x.float().repeat_interleave(experts.shape[1], 0) / x_factor,
+        slots,
+        torch.ones(slots.shape),
+        gate_up,
+        layer.gate_up_bias.float(),
+        down,
+        layer.down_bias.float(),
+        alpha=layer.alpha,
+        limit=layer.limit,
+        first_expert=layer.first_expert,
+    )
 
 
 def plain_expert_sum(
-    x: Tensor,
-    experts: Tensor,
-    weights: Tensor,
-    gate_up: PackedExperts,
-    gate_up_bias: Tensor,
-    down: PackedExperts,
-    down_bias: Tensor,
-    residual: Tensor,
-    *,
-    alpha: float,
-    limit: float,
-    first_expert: int,
-    x_factor: float,
+    x: Tensor, experts: Tensor, weights: Tensor, layer: ExpertLayer, residual: Tensor, *, x_factor: float
 ) -> Tensor:
-    rows = plain_expert_rows(
-        x, experts, gate_up, gate_up_bias, down, down_bias,
-        alpha=alpha, limit=limit, first_expert=first_expert, x_factor=x_factor,
-    )  # fmt: skip
-    total = (rows.view(*experts.shape, down.num_rows) * weights.unsqueeze(-1)).sum(1)
+    rows = plain_expert_rows(x, experts, layer, x_factor=x_factor)
+    total = (rows.view(*experts.shape, layer.width) * weights.unsqueeze(-1)).sum(1)
     return (residual.float() + total).to(residual.dtype)

@@ -52,11 +52,16 @@ class DeviceForm:
 @dataclass(frozen=True, slots=True)
 class ProductTiles:
     """A model's dense products' weights in the order in which few tokens are multiplied with them fastest. cuBLAS,
-    which multiplies more tokens, wants them plain: they are kept twice."""
+    which multiplies more tokens, wants them plain: they are kept twice. None: there are no tiles of it."""
 
-    qkv: Sequence[Tensor]  # by layer
-    out: Sequence[Tensor]  # by layer
+    qkv: Sequence[Tensor | None]  # by layer
+    out: Sequence[Tensor | None]  # by layer
     head: Tensor | None
+
+    @staticmethod
+    def missing(num_layers: int) -> "ProductTiles":
+        nothing = [None] * num_layers
+        return ProductTiles(nothing, nothing, None)
 
 
 def product_tiles(model: Model[PackedExperts]) -> ProductTiles:

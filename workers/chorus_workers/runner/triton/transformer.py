@@ -4,8 +4,6 @@ Decode tokens and prefill tokens share all products, and differ in attention: a 
 looks at its memory in one launch; a chunk in a window layer must look at the ring before it writes it.
 """
 
-from typing import TypedDict
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,15 @@ from chorus_kernels.decode_inputs import GatheredInputs
 from chorus_kernels.decode_inputs.op import gather
 from chorus_kernels.linear.op import MAX_TILED_TOKENS, MAX_TOKENS, MAX_VECTOR_TOKENS, linear
 from chorus_kernels.moe.layout import PackedExperts
-from chorus_kernels.moe.op import MAX_DECODE_TOKENS, combine_norm, expert_rows, expert_sum, operand_factor, route
+from chorus_kernels.moe.op import (
+    MAX_DECODE_TOKENS,
+    ExpertLayer,
+    combine_norm,
+    expert_rows,
+    expert_sum,
+    operand_factor,
+    route,
+)
 from chorus_kernels.norm_rope import yarn_concentration
 from chorus_kernels.norm_rope.op import MAX_NORM_LINEAR_VALUES, norm_linear, rms_norm
 from chorus_workers.model.transformer import rope_frequencies
@@ -25,14 +31,6 @@ from chorus_workers.runner.triton.kv_memory import DeviceKVMemory, copyable
 from chorus_workers.runner.triton.step import AttentionInputs, DecodeInputs, PrefillInputs, StepInputs
 
 Layer = LayerWeights[PackedExperts]
-
-
-class Formula(TypedDict):
-    """Arguments of the experts' ops that are the same for all layers."""
-
-    alpha: float
-    limit: float
-    first_expert: int
 
 
 class DeviceTransformer:
@@ -47,19 +45,23 @@ class DeviceTransformer:
     ) -> None:
         """tiles: of the model, if there are any: the same results, faster."""
         self.model, self.memory = model, memory
-        missing = [None] * len(model.layers)
-        self._tiles = (
-            list(zip(tiles.qkv, tiles.out, strict=True)) if tiles else list(zip(missing, missing, strict=True))
-        )
-        self._head_tiles = None if tiles is None else tiles.head
+        self._tiles = tiles or ProductTiles.missing(len(model.layers))
         config, device = model.config, model.embedding.device
         concentration = yarn_concentration(config.rope.factor)
         self._rope = rope_table(max_model_len, rope_frequencies(config).to(device), concentration)
-        self._formula = Formula(
-            alpha=config.swiglu_alpha,
-            limit=config.swiglu_limit,
-            first_expert=model.shard.span(config.num_experts).start,
-        )
+        first_expert = model.shard.span(config.num_experts).start
+        self._experts = [
+            ExpertLayer(
+                layer.gate_up,
+                layer.gate_up_bias,
+                layer.down,
+                layer.down_bias,
+                alpha=config.swiglu_alpha,
+                limit=config.swiglu_limit,
+                first_expert=first_expert,
+            )
+            for layer in model.layers
+        ]
         self._embedding_rows = model.vocabulary.embedding_rows
         if self._embedding_rows is not None:
             self._embedding_rows = self._embedding_rows.to(device)
@@ -101,18 +103,7 @@ class DeviceTransformer:
             attended = self._attention(index, layer, qkv, cos_sin, step)
             x = linear(attended, layer.out, layer.out_bias, residual=x)
             normed, factor, chosen, weights = self._route(layer, x)
-            x = expert_sum(
-                normed,
-                chosen,
-                weights,
-                layer.gate_up,
-                layer.gate_up_bias,
-                layer.down,
-                layer.down_bias,
-                x,
-                x_factor=factor,
-                **self._formula,
-            )
+            x = expert_sum(normed, chosen, weights, self._experts[index], x, x_factor=factor)
         return rms_norm(x, model.final_norm, config.rms_norm_eps)
 
     def _several(self, x: Tensor, cos_sin: Tensor, step: AttentionInputs) -> Tensor:
@@ -132,26 +123,17 @@ class DeviceTransformer:
         if x.shape[0] <= MAX_DECODE_TOKENS:
             progress = torch.empty(x.shape[0], config.num_experts_per_token, dtype=torch.int32, device=x.device)
         for index, layer in enumerate(model.layers):
-            qkv_tiles, out_tiles = self._tiles[index]
             # Attention's programs would take places from those of QKV, where its own begin early.
-            qkv = linear(normed, layer.qkv, layer.qkv_bias, tiles=qkv_tiles, overlap=overlap, hold_next=overlap)
+            tiles = self._tiles.qkv[index]
+            qkv = linear(normed, layer.qkv, layer.qkv_bias, tiles=tiles, overlap=overlap, hold_next=overlap)
             attended = self._attention(index, layer, qkv, cos_sin, step)
             if adds:
                 linear(attended, layer.out, None, residual=x, out=x)
             else:
-                x = linear(attended, layer.out, layer.out_bias, residual=x, tiles=out_tiles)
+                x = linear(attended, layer.out, layer.out_bias, residual=x, tiles=self._tiles.out[index])
             normed, factor, chosen, weights = self._route(layer, x, progress)
-            rows = expert_rows(
-                normed,
-                chosen,
-                layer.gate_up,
-                layer.gate_up_bias,
-                layer.down,
-                layer.down_bias,
-                x_factor=factor,
-                progress=progress,
-                **self._formula,
-            )
+            experts = self._experts[index]
+            rows = expert_rows(normed, chosen, experts, x_factor=factor, progress=progress)
             normed, x = combine_norm(
                 rows,
                 chosen,
@@ -160,8 +142,8 @@ class DeviceTransformer:
                 following_norms[index],
                 config.rms_norm_eps,
                 following_biases[index],
-                num_experts=layer.gate_up.num_experts,
-                first_expert=self._formula["first_expert"],
+                num_experts=experts.num_experts,
+                first_expert=experts.first_expert,
             )
         return normed
 
@@ -169,7 +151,7 @@ class DeviceTransformer:
         """[S, H] of `forward` to float32 [S, N] over the vocabulary's rows; returns (or fills) out."""
         if self.model.head is None:
             raise ValueError("only shard 0 holds the output head")
-        return linear(normed, self.model.head, None, out_dtype=torch.float32, out=out, tiles=self._head_tiles)
+        return linear(normed, self.model.head, None, out_dtype=torch.float32, out=out, tiles=self._tiles.head)
 
     def _attention(self, index: int, layer: Layer, qkv: Tensor, cos_sin: Tensor, step: AttentionInputs) -> Tensor:
         """Returns [T, Hq * D]."""
