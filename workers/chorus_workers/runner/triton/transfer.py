@@ -57,8 +57,9 @@ class Download:
         self._tensors = list(tensors)
         self._done: torch.cuda.Event | None = None
         if tensors and tensors[0].is_cuda:
-            stream = _download_stream(tensors[0].device)
-            stream.wait_stream(torch.cuda.current_stream())
+            device = tensors[0].device
+            stream = _download_stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 self._tensors = [_to_pinned(tensor, stream) for tensor in tensors]
                 self._done = torch.cuda.Event()
@@ -74,7 +75,7 @@ class Download:
 def _to_device(host: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return host.to(device)
-    current, stream = torch.cuda.current_stream(), _upload_stream(device)
+    current, stream = torch.cuda.current_stream(device), _upload_stream(device)
     with torch.cuda.stream(stream):
         sent = host.to(device, non_blocking=True)
     current.wait_stream(stream)
