@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import psutil
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from chorus_cluster.cli.ports import free_ports
 from chorus_workers.runner.fake import FakeModel
 
 READY = "Ctrl-C stops it."
@@ -34,14 +34,6 @@ _REPOSITORY = Path(__file__).parents[2]
 def echo_model(step_time_s: float = 0.01) -> str:
     """A fake engine that says "Hello" as often as the request allows, after a header of three tokens."""
     return FakeModel(step_time_s=step_time_s, prefix=HEADER, body=HELLO).to_config()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def chorus(*arguments: str, log: Path, **environment: str) -> subprocess.Popen[bytes]:

@@ -10,7 +10,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from tests.integration.cluster import chorus, echo_model, free_ports, running, wait_until
+from tests.integration.cluster import chorus, echo_model, running, wait_until
+
+from chorus_cluster.cli.ports import free_ports
 
 pytestmark = pytest.mark.slow
 

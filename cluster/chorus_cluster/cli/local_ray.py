@@ -15,7 +15,6 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +22,7 @@ from typing import Self
 import psutil
 
 from chorus_cluster.cli.haproxy import find_haproxy, write_launcher
+from chorus_cluster.cli.ports import free_ports
 from chorus_cluster.config import ClusterConfig, ConfigError
 from chorus_cluster.resolve import gateway_replicas
 
@@ -191,7 +191,7 @@ def ray_environment(config: ClusterConfig, folder: Path) -> dict[str, str]:
         "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown failed",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
-    values.update(zip(_PORT_VARIABLES, map(str, _free_ports(len(_PORT_VARIABLES))), strict=True))
+    values.update(zip(_PORT_VARIABLES, map(str, free_ports(len(_PORT_VARIABLES))), strict=True))
     return values
 
 
@@ -255,15 +255,3 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise StartError(f"ray.address: nothing answers at {address} ({error.strerror or error})") from None
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        return list(_bind_free(stack, count))
-
-
-def _bind_free(stack: contextlib.ExitStack, count: int) -> Iterator[int]:
-    for _ in range(count):
-        probe = stack.enter_context(socket.socket())
-        probe.bind(("", 0))
-        yield int(probe.getsockname()[1])

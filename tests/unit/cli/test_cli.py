@@ -16,6 +16,7 @@ from chorus_cluster.cli import chat, local_ray
 from chorus_cluster.cli.deploy import reason_of
 from chorus_cluster.cli.local_ray import StartError, check_ports, ray_environment, required_cpus
 from chorus_cluster.cli.main import app
+from chorus_cluster.cli.ports import free_ports
 from chorus_cluster.config import ConfigError, load
 
 runner = CliRunner()
@@ -51,7 +52,7 @@ def test_a_port_that_is_taken_is_named() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(StartError, match=rf"grpc\.port: can't listen on 127\.0\.0\.1:{port}"):
-            check_ports(load(None, {"http.port": local_ray._free_ports(1)[0], "grpc.port": port}))
+            check_ports(load(None, {"http.port": free_ports(1)[0], "grpc.port": port}))
 
 
 def test_no_file_of_haproxy_lies_in_a_folder_that_other_clusters_share(tmp_path: Path) -> None:
@@ -80,15 +81,15 @@ def test_a_cluster_s_folder_has_a_path_short_enough_for_sockets(
 
 
 def test_http_and_grpc_need_a_port_each() -> None:
-    port = local_ray._free_ports(1)[0]
+    port = free_ports(1)[0]
     with pytest.raises(StartError, match=f"http.port and grpc.port are both {port}"):
         check_ports(load(None, {"http.port": port, "grpc.port": port}))
 
 
 def test_a_worker_s_fixed_port_is_for_one_worker_and_no_one_else() -> None:
-    http, grpc = local_ray._free_ports(2)
+    http, grpc = free_ports(2)
     ports = {"http.port": http, "grpc.port": grpc}
-    check_ports(load(None, ports | {"workers.grpc_port": local_ray._free_ports(1)[0]}))
+    check_ports(load(None, ports | {"workers.grpc_port": free_ports(1)[0]}))
     check_ports(load(None, ports | {"workers.grpc_port": 0, "workers.replicas": 2}))
     with pytest.raises(StartError, match=f"http.port and workers.grpc_port are both {http}"):
         check_ports(load(None, ports | {"workers.grpc_port": http}))
@@ -98,7 +99,7 @@ def test_a_worker_s_fixed_port_is_for_one_worker_and_no_one_else() -> None:
 
 def test_an_absent_haproxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_ray, "find_haproxy", lambda: None)
-    http, grpc = local_ray._free_ports(2)
+    http, grpc = free_ports(2)
     config = load(None, {"http.port": http, "grpc.port": grpc})
     with pytest.raises(StartError, match=r"data_plane\.haproxy: there is no haproxy here"):
         local_ray.LocalRay(config).__enter__()
@@ -127,7 +128,7 @@ def test_ray_s_logs_are_kept_where_something_failed(
 
 
 def test_an_absent_ray_cluster_is_named_at_once() -> None:
-    port = local_ray._free_ports(1)[0]
+    port = free_ports(1)[0]
     result = runner.invoke(app, ["serve", "--address", f"127.0.0.1:{port}"])
     assert result.exit_code == 1
     assert f"ray.address: nothing answers at 127.0.0.1:{port}" in result.output
@@ -252,7 +253,7 @@ def test_a_refusal_is_told_in_the_server_s_words(response: httpx.Response, messa
 
 
 def test_an_absent_server_is_one_line() -> None:
-    port = local_ray._free_ports(1)[0]
+    port = free_ports(1)[0]
     result = runner.invoke(app, ["chat", "Hello", "--url", f"http://127.0.0.1:{port}"])
     assert result.exit_code == 1
     assert result.stderr.startswith(f"chorus chat: can't reach http://127.0.0.1:{port}: ")
