@@ -23,7 +23,8 @@ def write_damped(source: Path, target: Path, exponent: int) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.suffix != ".safetensors":
-            shutil.copy(path, target / path.name)
+            if path.is_file():
+                shutil.copy(path, target / path.name)
             continue
         tensors = load_file(path)
         for name in tensors:

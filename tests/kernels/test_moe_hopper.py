@@ -74,7 +74,7 @@ def test_few_tokens_in_one_launch() -> None:
     assert result.shared == 0 and result.ptx.count("mma.sync") == 48
     # What down waits for is acquired before it is read, and released after it was stored.
     acquired = result.ptx.rindex("ld.acquire.gpu")
-    assert acquired < result.ptx.index("mma.sync")
+    assert acquired < result.ptx.index("ld.global.v4.b32") < result.ptx.index("mma.sync")
     stored, counted = result.ptx.index("st.global"), result.ptx.index("atom.global.gpu.release")
     assert stored < result.ptx.index("bar", stored) < counted
 

@@ -261,6 +261,12 @@ def test_one_launch_is_for_squares_and_for_more_than_two_tokens() -> None:
         progress = torch.zeros_like(experts)
         rows = op.expert_rows(x, experts, layer.part(0, 2), progress=progress)
         assert torch.equal(rows, op.expert_rows(x, experts, layer.part(0, 2))) and not progress.any()
+    layer = make_layer(2, 32, 32)
+    x, experts, _ = make_tokens(3, 32, 2, 1)
+    mixed = replace(layer.part(0, 2), down_bias=layer.down_bias.float())
+    progress = torch.zeros_like(experts)
+    rows = op.expert_rows(x, experts, mixed, progress=progress)
+    assert torch.equal(rows, op.expert_rows(x, experts, layer.part(0, 2))) and not progress.any()
 
 
 @pytest.mark.parametrize(

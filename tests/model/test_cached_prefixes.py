@@ -3,27 +3,29 @@
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tests.support.checkpoints import Shape, write_checkpoint
+from tests.support.checkpoints import TINY, Shape, write_checkpoint
 from tests.support.engine_driver import Answer, run
 from tests.support.overlapping_runner import OverlappingRunner
 from tests.support.runner_driver import ScatteredSequence, make_runner, poison
 from tests.support.shard_process import free_address, shard_config, spawn_shard
+from tests.support.triton_stand_ins import stand_in
 
 from chorus_workers.engine.engine import Engine
 from chorus_workers.engine.request import FinishReason, GenerationRequest
-from chorus_workers.model.checkpoint import load_model
+from chorus_workers.model.checkpoint import load_model, load_model_as
 from chorus_workers.model.config import read_config
-from chorus_workers.runner.base import Batch, Runner
+from chorus_workers.runner.base import Batch, Runner, RunnerInfo, SequenceChunk
 from chorus_workers.runner.config import RunnerConfig, resolve
 from chorus_workers.runner.factory import create_runner
 from chorus_workers.runner.reference import ReferenceRunner
+from chorus_workers.runner.triton.transfer import Upload
 from chorus_workers.sampling_params import SamplingParams
 
 VOCAB_SIZE = 83
@@ -256,3 +258,31 @@ def test_resolve_makes_snapshots_for_a_share_of_the_pages_memory(folders: dict[i
     assert resolve(replace(config, num_blocks=8, num_slots=20), model, 0).num_snapshots == 8
     assert resolve(replace(config, num_shards=2), model, 0).num_snapshots == 50
     assert resolve(replace(config, prefix_cache=False), model, 0).num_snapshots == 0
+
+
+def test_a_device_keeps_up_with_pages_that_are_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a page gives way to an equal one, the tables on the device have the one that is kept."""
+    from chorus_workers.runner.triton.decode_graphs import DecodeGraphs
+    from chorus_workers.runner.triton.form import DeviceForm
+    from chorus_workers.runner.triton.runner import TritonRunner
+
+    stand_in(monkeypatch)
+    launch, shared = DecodeGraphs.run, []
+
+    def checked(graphs: DecodeGraphs, chunks: Sequence[SequenceChunk], upload: Upload) -> object:
+        launched = launch(graphs, chunks, upload)
+        tables = [list(chunk.block_table) for chunk in chunks]
+        for chunk, table in zip(chunks, tables, strict=True):
+            assert graphs._tables[chunk.slot, : len(table)].tolist() == table
+        shared.append(len(tables) == 2 and tables[0][:3] == tables[1][:3])
+        return launched
+
+    monkeypatch.setattr(DecodeGraphs, "run", checked)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model_as(DeviceForm(device), write_checkpoint(tmp_path, TINY))
+    info = RunnerInfo(
+        VOCAB_SIZE, 40, 4, num_blocks=20, num_slots=2, max_batched_tokens=40, num_shards=1, num_snapshots=2
+    )
+    prompt, greedy = draw(random.Random(3), 13), SamplingParams(temperature=0.0)
+    answers = run(over(TritonRunner(model, info)), [GenerationRequest(name, prompt, greedy, 8) for name in "ab"])
+    assert answers["a"] == answers["b"] and any(shared)

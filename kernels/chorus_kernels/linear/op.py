@@ -38,7 +38,8 @@ def linear(
     the norm's weight: [K], bfloat16 or float32; all contiguous. Returns out_dtype [T, N], bfloat16 (the default) or
     float32: `out`, if it is given, which may be the residual.
 
-    tiles: `layout.tiled` of the weight, which is read instead of it up to MAX_TILED_TOKENS; the result is the same.
+    tiles: `layout.tiled` of the weight, which is read instead of it from MAX_VECTOR_TOKENS + 1 to MAX_TILED_TOKENS; the
+    result is the same.
 
     overlap: whether the kernel before may still run while the first weights are loaded (if it lets this one begin, and
     the device can); the weight and the bias must be at rest. hold_next: whether the next kernel is to begin at this

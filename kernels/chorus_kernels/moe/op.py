@@ -185,7 +185,7 @@ def expert_rows(
     within a token. Returns bfloat16 or float32 [T K, H]; rows of experts that aren't the layer's are left unwritten.
 
     progress: int32 [T, K], zeros (`route` makes them), which this call uses up: with it, MAX_SPLIT_TOKENS + 1 to
-    MAX_DECODE_TOKENS tokens take one launch, if H is I; the result is the same.
+    MAX_DECODE_TOKENS tokens take one launch, if H is I and both biases have one dtype; the result is the same.
 
     Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
     """
@@ -200,7 +200,8 @@ def expert_rows(
             raise ValueError(f"x_factor must be 1 with so many tokens, not {x_factor}")
         return grouped_rows(x, experts, layer)
     operand = _operand(x, x_factor)
-    if progress is None or num_tokens <= MAX_SPLIT_TOKENS or layer.width != layer.inner:
+    alike = layer.width == layer.inner and layer.gate_up_bias.dtype == layer.down_bias.dtype
+    if progress is None or num_tokens <= MAX_SPLIT_TOKENS or not alike:
         return decode_rows(operand, experts, layer)
     return decode_rows_at_once(operand, experts, layer, progress)
 

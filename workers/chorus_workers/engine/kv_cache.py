@@ -33,7 +33,7 @@ class KVHandle:
         self, slot: int, block_table: list[int], num_cached_tokens: int = 0, hashes: PageHashes | None = None
     ) -> None:
         self.slot = slot
-        # Pages in order of position.
+        # Pages in order of position. The list only grows; where a page is replaced, there is another list.
         self.block_table = block_table
         # Leading tokens whose KV was there already.
         self.num_cached_tokens = num_cached_tokens
@@ -212,7 +212,8 @@ class KVCacheManager:
         known = self._cache.name(page, name)
         if known != page:
             self._hold([known])
-            handle.block_table[index] = known
+            # A new list: runners tell by it that more has changed than what is new at the end.
+            handle.block_table = [*handle.block_table[:index], known, *handle.block_table[index + 1 :]]
             self._let_go(page)
 
     def _take(self, count: int) -> list[int]:

@@ -66,7 +66,7 @@ class SequenceChunk:
     start: int
     token_ids: Sequence[int]
     # Pages of full-attention KV, in order; they hold at least start + len(token_ids) positions. To be read before
-    # `launch` returns, too.
+    # `launch` returns, too. A list that an earlier chunk had, too, has only grown since then.
     block_table: Sequence[int]
     # None while the chunk doesn't reach the last token.
     sample: SampleRequest | None

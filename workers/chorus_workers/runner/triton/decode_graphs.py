@@ -121,7 +121,8 @@ class DecodeGraphs:
         width = self._tables.shape[1]
         for chunk in chunks:
             table, known = self._written.get(chunk.slot, ((), 0))
-            # A list belongs to one stay of a request in its slot, and only grows.
+            # A list belongs to one stay of a request in its slot, and only grows: a page that another replaces is in
+            # another list.
             if table is not chunk.block_table:
                 known = 0
             elif known == len(chunk.block_table):
