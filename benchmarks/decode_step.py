@@ -117,13 +117,7 @@ class Steps:
         transformer = DeviceTransformer(model, memory, info.max_model_len, product_tiles(model))
         tables = torch.arange(most * pages, dtype=torch.int32, device=self._device).view(most, pages)
         ids = torch.randint(0, shape.vocab_size, (most,), dtype=torch.int32, device=self._device)
-        inputs = GatheredInputs(
-            torch.empty(most, shape.hidden_size, dtype=torch.bfloat16, device=self._device),
-            torch.empty(most, shape.head_dim, device=self._device),
-            torch.empty_like(tables),
-            torch.empty(most, dtype=torch.int32, device=self._device),
-            torch.empty(most, 1, dtype=torch.int32, device=self._device),
-        )
+        inputs = GatheredInputs.zeros(most, shape.hidden_size, shape.head_dim, pages, torch.bfloat16, self._device)
 
         def step(count: int) -> Step:
             numbers = torch.arange(count, device=self._device)
@@ -131,13 +125,7 @@ class Steps:
                 [ids[:count], torch.full_like(numbers, context - 1), torch.full_like(numbers, context), numbers]
             ).int()
             logits = torch.empty(count, shape.vocab_size, device=self._device)
-            mine = GatheredInputs(
-                inputs.x[:count],
-                inputs.cos_sin[:count],
-                inputs.block_tables[:count],
-                inputs.lengths[:count],
-                inputs.slots[:count],
-            )
+            mine = inputs.first(count)
 
             def run() -> None:
                 transformer.gather(sent, ids, tables, mine)

@@ -339,13 +339,7 @@ def _gather_row(count: int) -> Row:
         sent = torch.stack([numbers, torch.full_like(numbers, length - 1), torch.full_like(numbers, length), numbers])
         rope, tables = _random(length, HEAD_DIM, dtype=torch.float32), integers(count, length // PAGE)
         embedding, last_tokens = _random(VOCAB, HIDDEN), integers(count)
-        out = GatheredInputs(
-            _random(count, HIDDEN),
-            _random(count, HEAD_DIM, dtype=torch.float32),
-            integers(*tables.shape),
-            integers(count),
-            integers(count, 1),
-        )
+        out = GatheredInputs.zeros(count, HIDDEN, HEAD_DIM, tables.shape[1], torch.bfloat16, torch.device(_DEVICE))
         sent = sent.int().to(_DEVICE)
         return lambda: gather(sent, last_tokens, embedding, None, rope, tables, page_size=PAGE, out=out)
 

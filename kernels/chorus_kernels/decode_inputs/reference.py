@@ -20,6 +20,29 @@ class GatheredInputs:
     lengths: Tensor  # int32 [S]
     slots: Tensor  # int32 [S, 1]
 
+    @staticmethod
+    def zeros(
+        num_sequences: int, width: int, head_dim: int, num_pages: int, dtype: torch.dtype, device: torch.device
+    ) -> "GatheredInputs":
+        """Buffers for S sequences, H, D and B; dtype: of the embeddings."""
+        return GatheredInputs(
+            torch.zeros(num_sequences, width, dtype=dtype, device=device),
+            torch.zeros(num_sequences, head_dim, device=device),
+            torch.zeros(num_sequences, num_pages, dtype=torch.int32, device=device),
+            torch.zeros(num_sequences, dtype=torch.int32, device=device),
+            torch.zeros(num_sequences, 1, dtype=torch.int32, device=device),
+        )
+
+    def first(self, count: int) -> "GatheredInputs":
+        """Views of the first sequences'."""
+        return GatheredInputs(
+            self.x[:count],
+            self.cos_sin[:count],
+            self.block_tables[:count],
+            self.lengths[:count],
+            self.slots[:count],
+        )
+
 
 def gather(
     sent: Tensor,

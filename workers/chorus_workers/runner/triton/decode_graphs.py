@@ -47,13 +47,7 @@ class DecodeGraphs:
         self._padding = info.num_slots
         most, num_pages = self._sizes[-1], -(-info.max_model_len // info.block_size)
         config, dtype = transformer.model.config, transformer.model.embedding.dtype
-        self._inputs = GatheredInputs(
-            torch.zeros(most, config.hidden_size, dtype=dtype, device=device),
-            torch.zeros(most, config.head_dim, device=device),
-            torch.zeros(most, num_pages, dtype=torch.int32, device=device),
-            torch.zeros(most, dtype=torch.int32, device=device),
-            torch.zeros(most, 1, dtype=torch.int32, device=device),
-        )
+        self._inputs = GatheredInputs.zeros(most, config.hidden_size, config.head_dim, num_pages, dtype, device)
         self._tables = torch.zeros(info.num_slots + 1, num_pages, dtype=torch.int32, device=device)
         # The host's list of a slot's pages, and how many of them its row has.
         self._written: dict[int, tuple[Sequence[int], int]] = {}
@@ -82,7 +76,7 @@ class DecodeGraphs:
         """Sends a step of padding, and compiles what launches before a graph."""
         sent = torch.zeros(4, self._sizes[-1], dtype=torch.int32, device=self._tables.device)
         sent[SLOTS] = self._padding
-        self._transformer.gather(sent, self._last_tokens, self._tables, self._of(self._sizes[-1]))
+        self._transformer.gather(sent, self._last_tokens, self._tables, self._inputs)
 
     def takes(self, chunks: Sequence[SequenceChunk]) -> bool:
         """Whether a step of these chunks is one for a graph."""
@@ -107,7 +101,7 @@ class DecodeGraphs:
         sent = upload.to(self._tables.device)
         if places:
             self._tables.view(-1).index_copy_(0, sent[places_sent], sent[pages_sent])
-        self._transformer.gather(sent[inputs], self._last_tokens, self._tables, self._of(size))
+        self._transformer.gather(sent[inputs], self._last_tokens, self._tables, self._inputs.first(size))
         if size in self._graphs:
             self._graphs[size].replay()
         else:
@@ -134,17 +128,6 @@ class DecodeGraphs:
             self._written[chunk.slot] = chunk.block_table, known + len(fresh)
         return places, pages
 
-    def _of(self, size: int) -> GatheredInputs:
-        """The buffers' first rows."""
-        inputs = self._inputs
-        return GatheredInputs(
-            inputs.x[:size],
-            inputs.cos_sin[:size],
-            inputs.block_tables[:size],
-            inputs.lengths[:size],
-            inputs.slots[:size],
-        )
-
     def _forward(self, size: int) -> None:
         """The step of what the buffers hold, into the buffer of logits."""
-        self._transformer.logits(self._transformer.decode(self._of(size)), out=self._logits[:size])
+        self._transformer.logits(self._transformer.decode(self._inputs.first(size)), out=self._logits[:size])
