@@ -12,6 +12,7 @@ from tests.support.checkpoints import TINY, write_checkpoint
 from torch import Tensor
 
 from chorus_workers.config import KvCacheDtype
+from chorus_workers.sampling_params import SamplingParams
 
 BLOCK_SIZE = 16
 
@@ -19,7 +20,14 @@ BLOCK_SIZE = 16
 class ForcedSequences:
     """Sequences of one model, over KV memory of their own."""
 
-    def __init__(self, model: Any, num_sequences: int, length: int, kv_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        num_sequences: int,
+        length: int,
+        kv_dtype: torch.dtype | None = None,
+        batch_invariant: bool = False,
+    ) -> None:
         """length: tokens that a sequence may have."""
         from chorus_workers.runner.base import RunnerInfo
         from chorus_workers.runner.triton.form import product_tiles
@@ -31,20 +39,25 @@ class ForcedSequences:
         num_blocks = num_sequences * self._per_sequence
         info = RunnerInfo(config.vocab_size, length, BLOCK_SIZE, num_blocks, num_sequences, length, num_shards=1)
         self._memory = DeviceKVMemory(config, model.shard, info, kv_dtype or model.embedding.dtype, self._device)
-        self._transformer = DeviceTransformer(model, self._memory, length, product_tiles(model))
+        self._invariant = batch_invariant
+        tiles = None if batch_invariant else product_tiles(model)
+        self._transformer = DeviceTransformer(model, self._memory, length, tiles, batch_invariant=batch_invariant)
         self._group = config.num_heads // config.num_kv_heads
 
     def normed(self, start: int, token_ids: Sequence[Sequence[int]], first: int = 0) -> Tensor:
         """A step with a chunk from position `start` of each sequence from `first`; one token is decoding. Returns every
         token's hidden state, normed for the output head: [T, H]."""
-        from chorus_workers.runner.base import SequenceChunk
+        from chorus_workers.runner.base import SampleRequest, SequenceChunk
         from chorus_workers.runner.triton.step import prepare_step
 
         chunks = []
         for slot, ids in enumerate(token_ids, first):
             pages = range(slot * self._per_sequence, (slot + 1) * self._per_sequence)
-            chunks.append(SequenceChunk(str(slot), slot, start, ids, pages, None))
-        inputs = prepare_step(chunks, self._memory, self._group, self._device).inputs
+            # Tells that one token is no prompt's.
+            sample = SampleRequest(SamplingParams(), ids, start, start + 1) if len(ids) == 1 else None
+            chunks.append(SequenceChunk(str(slot), slot, start, ids, pages, sample))
+        step = prepare_step(chunks, self._memory, self._group, self._device, batch_invariant=self._invariant)
+        inputs = step.inputs
         return self._transformer.forward(replace(inputs, sampled_tokens=None))
 
     def logits(self, start: int, token_ids: Sequence[Sequence[int]], first: int = 0) -> Tensor:

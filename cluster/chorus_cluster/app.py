@@ -96,6 +96,7 @@ def _workers(config: AppConfig) -> Application:
             num_threads=workers.num_threads,
             runner=engine.runner,
             kv_cache_dtype=workers.kv_cache_dtype,
+            batch_invariant=workers.batch_invariant,
             metrics_actor=f"{metrics.HUB_NAMESPACE}/{metrics.HUB_NAME}",
         )
     except ValueError as error:

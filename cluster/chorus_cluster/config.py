@@ -120,6 +120,9 @@ class WorkersConfig:
     # How keys and values are kept. "auto": in the model's dtype. "fp8_e4m3": in half the memory, at some loss of
     # accuracy; runner triton only, on an L40S, H100 or newer.
     kv_cache_dtype: Literal["auto", "fp8_e4m3"] = "auto"
+    # Whether a request's logits are the same bits alone and among others, at some loss of speed (docs/kernels.md);
+    # runner triton only.
+    batch_invariant: bool = False
     # Threads of the CPU runner. Unset: it decides.
     num_threads: Count | None = None
     # CPUs and GPUs that Ray reserves for a worker (for each shard, if it has several). num_gpus unset: 1 with runner

@@ -162,3 +162,34 @@ def test_what_does_not_fit_is_refused() -> None:
         linear(x, weight, tiles=tiled(weight).float())
     with pytest.raises(ValueError, match="tiles must be contiguous"):
         linear(x, weight, tiles=tiled(weight).repeat(1, 1, 1, 2)[..., ::2])
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("num_tokens", "num_rows", "depth"), [(1, 5, 130), (17, 70, 64), (70, 7, 200), (129, 65, 72)])
+def test_the_batch_invariant_product(num_tokens: int, num_rows: int, depth: int, out_dtype: torch.dtype) -> None:
+    x, weight = between_nan(normal(num_tokens, depth, seed=0)), between_nan(normal(num_rows, depth, seed=1))
+    bias, residual = between_nan(normal(num_rows, seed=2)), between_nan(normal(num_tokens, num_rows, seed=3))
+    y = linear(x, weight, bias, residual, out_dtype, batch_invariant=True)
+    # One chain of sums of 16 products, where others have eight.
+    assert_close(y, exact(x, weight, bias, residual), 8 * depth)
+    plain = linear(x, weight, out_dtype=out_dtype, batch_invariant=True)
+    assert_close(plain, exact(x, weight), 8 * depth)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("num_rows", "depth"), [(5120, 2880), (2880, 4096), (32, 2880), (201088, 2880)])
+def test_a_token_has_the_same_bits_in_any_batch(num_rows: int, depth: int) -> None:
+    x, weight = normal(1100, depth, seed=0), normal(num_rows, depth, seed=1)
+    bias, residual = normal(num_rows, seed=2), normal(1100, num_rows, seed=3)
+    expected = linear(x, weight, bias, residual, batch_invariant=True)
+    for count in (1, 2, 3, 8, 16, 17, 32, 33, 64, 65, 200, 512, 513):
+        y = linear(x[:count], weight, bias, residual[:count], batch_invariant=True)
+        assert torch.equal(y, expected[:count]), count
+
+
+def test_the_batch_invariant_product_takes_no_tiles_and_no_norm() -> None:
+    x, weight = normal(2, 64, seed=0), normal(8, 64, seed=1)
+    for extra in ({"tiles": tiled(weight)}, {"norm": (normal(64, seed=2), 1e-5)}):
+        with pytest.raises(ValueError, match="takes no norm and no tiles"):
+            linear(x, weight, batch_invariant=True, **extra)  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from chorus_workers.runner.reference import ReferenceRunner
 from chorus_workers.runner.triton import transformer
 from chorus_workers.runner.triton.form import DeviceForm, product_tiles
 from chorus_workers.runner.triton.runner import TritonRunner
+from chorus_workers.runner.triton.step import is_prefill
 from chorus_workers.runner.triton.step import prepare_step
 from chorus_workers.sampling_params import SamplingParams
 
@@ -38,12 +39,18 @@ class Pair:
     """One checkpoint in both runners."""
 
     def __init__(
-        self, folder: Path, shape: Shape, dtype: torch.dtype = torch.bfloat16, kv_dtype: torch.dtype | None = None
+        self,
+        folder: Path,
+        shape: Shape,
+        dtype: torch.dtype = torch.bfloat16,
+        kv_dtype: torch.dtype | None = None,
+        batch_invariant: bool = False,
     ) -> None:
         write_checkpoint(folder, shape)
         self.reference: ReferenceRunner = make_runner(load_model(folder), num_snapshots=3)
         model = load_model_as(DeviceForm(DEVICE, dtype), folder)
-        self.triton = TritonRunner(model, self.reference.info, kv_dtype, product_tiles(model))
+        tiles = None if batch_invariant else product_tiles(model)
+        self.triton = TritonRunner(model, self.reference.info, kv_dtype, tiles, batch_invariant=batch_invariant)
         self.tolerance = RMS_TOLERANCE
         for memory in self.triton.memory.layers:
             memory.fill_(torch.nan)
@@ -59,7 +66,7 @@ class Pair:
 
     def logits(self, chunks: list[SequenceChunk]) -> Tensor:
         """The Triton runner's, after each chunk."""
-        sampled = [replace(chunk, sample=SampleRequest(GREEDY, (), 0, 0)) for chunk in chunks]
+        sampled = [replace(chunk, sample=chunk.sample or SampleRequest(GREEDY, (), 0, 0)) for chunk in chunks]
         return self.triton.logits(Batch(sampled)).cpu()
 
 
@@ -92,6 +99,38 @@ def test_every_kernel_at_once(tmp_path: Path) -> None:
     sequence, prompt = ScatteredSequence(1, pair.reference), tokens(11, 0)
     for start, end in ((0, 9), (9, 10), (10, 11)):
         pair.check([sequence.chunk(prompt[start:end])])
+
+
+def test_every_kernel_of_the_batch_invariant_mode(tmp_path: Path) -> None:
+    """A prompt whose last chunk is one token, and two steps of decode."""
+    pair = Pair(tmp_path, replace(TINY, window=5), batch_invariant=True)
+    sequence, sequence_tokens = ScatteredSequence(1, pair.reference), tokens(12, 0)
+    for start, end in ((0, 9), (9, 10), (10, 11), (11, 12)):
+        chunk = sequence.chunk(sequence_tokens[start:end])
+        chunk = replace(chunk, sample=SampleRequest(GREEDY, (), 10, end))
+        assert is_prefill(chunk, batch_invariant=True) == (start < 10)
+        pair.check([chunk])
+
+
+@pytest.mark.gpu
+def test_a_request_has_the_same_bits_alone_and_among_others(tmp_path: Path) -> None:
+    """And however its prompt is cut, with chunks of one token among them."""
+    shape = replace(SHAPE, hidden_size=192, intermediate_size=192, window=128, max_position=512)
+    pair = Pair(tmp_path, shape, batch_invariant=True)
+    found = []
+    for crowd, sizes in ((0, (40,)), (1, (39, 1)), (2, (1, 20, 1, 1, 17))):
+        sequences = [ScatteredSequence(slot, pair.reference) for slot in range(crowd + 1)]
+        prompts = [tokens(44, slot) for slot in range(crowd + 1)]
+        logits = torch.empty(0)
+        for size in (*sizes, 1, 1, 1, 1):
+            chunks = []
+            for sequence, prompt in zip(sequences, prompts, strict=True):
+                begin = sequence.num_computed
+                chunk = sequence.chunk(prompt[begin : begin + size])
+                chunks.append(replace(chunk, sample=SampleRequest(GREEDY, (), 40, begin + size)))
+            logits = pair.logits(chunks)[0]
+        found.append(logits)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("sizes", [(40,), (8, 9, 10, 13), (1, 20, 1, 1, 17)])

@@ -51,6 +51,8 @@ class WorkerConfig:
     # How keys and values are kept. "auto": in the model's dtype. "fp8_e4m3": in half the memory, at some loss of
     # accuracy; runner "triton" only.
     kv_cache_dtype: KvCacheDtype = "auto"
+    # Whether a request's logits are the same bits alone and among others, at some loss of speed; runner "triton" only.
+    batch_invariant: bool = False
     # Ray actor that gathers metrics, as "name" or "namespace/name"; once a second it is sent
     # push(role: str, replica: str, page: str). None: metrics are not pushed.
     metrics_actor: str | None = None
@@ -76,6 +78,7 @@ class WorkerConfig:
         if not 0 <= self.merge_interval_s <= 1:
             raise ValueError(f"merge_interval_s is {self.merge_interval_s}: it must be between 0 and 1 seconds")
         check_kv_cache_dtype(self.runner, self.kv_cache_dtype)
+        check_batch_invariant(self.runner, self.batch_invariant)
 
 
 def check_kv_cache_dtype(runner: RunnerKind, kv_cache_dtype: KvCacheDtype) -> None:
@@ -85,6 +88,12 @@ def check_kv_cache_dtype(runner: RunnerKind, kv_cache_dtype: KvCacheDtype) -> No
             f"kv_cache_dtype is {kv_cache_dtype}: runner 'reference' keeps KV in float32 only; leave it auto, or take "
             "runner 'triton' on a GPU"
         )
+
+
+def check_batch_invariant(runner: RunnerKind, batch_invariant: bool) -> None:
+    """Errors: ValueError, if the runner can't be so."""
+    if runner == "reference" and batch_invariant:
+        raise ValueError("batch_invariant is on: it takes runner 'triton' on a GPU")
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:

@@ -247,6 +247,8 @@ def prefill_attention_kernel(
 
     WINDOW 0 is full attention: every key comes through the pages. Else keys before the chunk come from the ring, and
     the chunk's own from `k` and `v`.
+
+    A query's bits depend on its position and on what it sees, not on the chunk.
     """
     wait_for_previous(DEPENDENT)
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
@@ -294,24 +296,18 @@ def prefill_attention_kernel(
             visible = key[None, :] <= position[:, None]
             top, total, mixed = _attend(queries, keys, values, scale, visible, top, total, mixed)
     else:
+        # Tiles begin at multiples of BLOCK_N wherever the chunk does: how a prompt is cut changes no bit.
         oldest = tl.maximum(lowest - WINDOW + 1, 0)
         ring = tl.load(table).to(tl.int64) * block_stride + head * (BLOCK_SIZE * HEAD_DIM)
-        for begin in tl.range(oldest, start, BLOCK_N):
+        for begin in tl.range(oldest // BLOCK_N * BLOCK_N, end, BLOCK_N):
             key = begin + n
-            offset = ring + key % WINDOW * HEAD_DIM
-            mask = (key < start)[:, None] & in_head[None, :]
-            keys = _load_rows(kv_base + offset[:, None], mask, queries.dtype)  # [BN, BD]
-            values = _load_rows(kv_base + part_stride + offset[:, None], mask, queries.dtype)  # [BN, BD]
-            visible = (key < start)[None, :] & (position[:, None] - key[None, :] < WINDOW)
-            top, total, mixed = _attend(queries, keys, values, scale, visible, top, total, mixed)
-        for begin in tl.range(tl.maximum(oldest, start), end, BLOCK_N):
-            key = begin + n
+            in_ring = kv + ring + key % WINDOW * HEAD_DIM
             fresh = (token + key - start).to(tl.int64)
-            mask = (key < end)[:, None] & in_head[None, :]
-            k_source = k + (fresh * k_token_stride + head * k_head_stride)[:, None] + d[None, :]
-            v_source = v + (fresh * v_token_stride + head * v_head_stride)[:, None] + d[None, :]
-            keys = _load_rows(k_source, mask, queries.dtype)  # [BN, BD]
-            values = _load_rows(v_source, mask, queries.dtype)
+            k_source = tl.where(key < start, in_ring, k + fresh * k_token_stride + head * k_head_stride)
+            v_source = tl.where(key < start, in_ring + part_stride, v + fresh * v_token_stride + head * v_head_stride)
+            mask = ((key >= oldest) & (key < end))[:, None] & in_head[None, :]
+            keys = _load_rows(k_source[:, None] + d[None, :], mask, queries.dtype)  # [BN, BD]
+            values = _load_rows(v_source[:, None] + d[None, :], mask, queries.dtype)  # [BN, BD]
             distance = position[:, None] - key[None, :]
             visible = (distance >= 0) & (distance < WINDOW)
             top, total, mixed = _attend(queries, keys, values, scale, visible, top, total, mixed)

@@ -29,6 +29,10 @@ def prefill_stages(window: int | None) -> int:
     return 5 if window is None else 3
 
 
+# The most parts of a sequence's keys when these may depend on its own length alone.
+_INVARIANT_SPLITS = 16
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeTiles:
     """How decode attention divides its keys. Sums are made in the order that these say: with the same tiles, a
@@ -56,6 +60,12 @@ def decode_tiles(num_sequences: int, num_kv_heads: int, max_length: int, *, ring
     wanted = max(to_fill, _ceil(max_length, _LONGEST_SPLIT))
     most = min(_MAX_SPLITS, _ceil(max_length, keys), max(1, _MAX_SPLIT_SEQUENCES // max(1, num_sequences)))
     return DecodeTiles(max(1, min(wanted, most)), keys if to_fill > 1 else 8 * keys, keys)
+
+
+def invariant_decode_tiles() -> DecodeTiles:
+    """For pages: the same whatever else is in the batch, so that a sequence's bits are its own. Each of its splits has
+    128 keys, or more if it is longer than all of them."""
+    return DecodeTiles(_INVARIANT_SPLITS, 128, 64)
 
 
 def prefill_tiles(lengths: Sequence[int], starts: Sequence[int], group: int) -> Tensor:

@@ -5,7 +5,7 @@ import triton
 from torch import Tensor
 
 from chorus_kernels.dependent_launch import NOT_DEPENDENT, dependent_launch
-from chorus_kernels.linear import _kernel, _vector_kernel
+from chorus_kernels.linear import _invariant_kernel, _kernel, _vector_kernel
 from chorus_kernels.linear.layout import tiles_shape
 
 # Up to here the weight's bytes are the cost, and our kernels read them nearly at the memory's speed; beyond, cuBLAS.
@@ -17,6 +17,14 @@ MAX_TILED_TOKENS = 8
 # Tiles of the vector kernel, and the registers a thread that let five or six programs run on a multiprocessor.
 _VECTOR_ROWS, _VECTOR_COLUMNS, _VECTOR_REGISTERS = 4, 1024, {1: 80, 2: 96}
 _OUT_DTYPES = (torch.bfloat16, torch.float32)
+# The batch-invariant product's rows, tokens, columns, warps and stages, by the most tokens. The bits are the same.
+_INVARIANT_TILES = {
+    16: (64, 16, 128, 4, 5),
+    32: (64, 32, 128, 4, 4),
+    64: (64, 64, 128, 4, 4),
+    512: (64, 128, 64, 4, 4),
+}
+_INVARIANT_LARGE = (128, 256, 64, 8, 4)
 
 
 def linear(
@@ -31,6 +39,7 @@ def linear(
     norm: tuple[Tensor, float] | None = None,
     overlap: bool = True,
     hold_next: bool = False,
+    batch_invariant: bool = False,
 ) -> Tensor:
     """y = x W^T + bias + residual, or with `norm`, a weight and an epsilon, RMSNorm(x) W^T + bias + residual.
 
@@ -44,6 +53,9 @@ def linear(
     overlap: whether the kernel before may still run while the first weights are loaded (if it lets this one begin, and
     the device can); the weight and the bias must be at rest. hold_next: whether the next kernel is to begin at this
     one's end at the earliest, with more than MAX_VECTOR_TOKENS.
+
+    batch_invariant: whether a token's bits must not depend on how many there are; slower, without tiles and norm. Sums
+    are float32, in the order of K, rounded once at the end; what follows is of sums without it.
 
     Sums are float32, rounded once at the end, in an order that depends on K alone: up to MAX_VECTOR_TOKENS tokens, of
     exact products, with the norm not rounded before; up to MAX_TOKENS in another order. Above: cuBLAS, whose order
@@ -61,6 +73,10 @@ def linear(
         out = torch.empty(num_tokens, num_rows, dtype=out_dtype, device=x.device)
     elif list(out.shape) != [num_tokens, num_rows] or out.dtype != out_dtype:
         raise ValueError(f"out must be {[num_tokens, num_rows]} of {out_dtype}, not {list(out.shape)} of {out.dtype}")
+    if batch_invariant:
+        if norm is not None or tiles is not None:
+            raise ValueError("a batch-invariant product takes no norm and no tiles")
+        return _invariant(x, weight, bias, residual, out)
     if num_tokens > MAX_TOKENS:
         return _cublas(x, weight, bias, residual, out)
     if tiles is not None:
@@ -86,6 +102,20 @@ def linear(
             TILED=tiles is not None, HOLD_NEXT=hold_next, num_warps=_kernel.WARPS.value, num_stages=1,
             **dependent,
         )  # fmt: skip
+    return out
+
+
+def _invariant(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor) -> Tensor:
+    num_tokens, num_rows = out.shape
+    if not out.numel():
+        return out
+    fitting = (tiles for most, tiles in _INVARIANT_TILES.items() if num_tokens <= most)
+    rows, tokens, columns, num_warps, num_stages = next(fitting, _INVARIANT_LARGE)
+    _invariant_kernel.invariant_kernel[(triton.cdiv(num_rows, rows) * triton.cdiv(num_tokens, tokens),)](
+        x, weight, bias, residual, out, num_tokens, num_rows, K=x.shape[1], HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None, ROWS=rows, TOKENS=tokens, BLOCK_K=columns, num_warps=num_warps,
+        num_stages=num_stages, **dependent_launch(x.device),
+    )  # fmt: skip
     return out
 
 

@@ -32,6 +32,8 @@ def route_kernel(
     taken = tl.broadcast_to((e >= num_experts)[None, :], BLOCK_T, BLOCK_E)
     chosen = tl.zeros([BLOCK_T, BLOCK_K], tl.int32)
     values = tl.full([BLOCK_T, BLOCK_K], float("-inf"), tl.float32)
+    # Added up here, in an order that no layout changes.
+    first, total = tl.zeros([BLOCK_T], tl.float32), tl.zeros([BLOCK_T], tl.float32)
     for i in tl.static_range(TOP_K):
         largest = tl.max(tl.where(taken, float("-inf"), logits), 1)  # [BT]
         candidates = (logits == largest[:, None]) & (taken == 0)
@@ -39,9 +41,10 @@ def route_kernel(
         taken = taken | (e[None, :] == expert[:, None])
         chosen = tl.where((k == i)[None, :], expert[:, None], chosen)
         values = tl.where((k == i)[None, :], largest[:, None], values)
-    shares = tl.exp(values - tl.max(values, 1)[:, None])
-    shares = tl.where((k < TOP_K)[None, :], shares, 0.0)
-    shares = shares / tl.sum(shares, 1)[:, None]
+        if i == 0:
+            first = largest
+        total += tl.exp(largest - first)
+    shares = tl.exp(values - first[:, None]) / total[:, None]
     shares = tl.where(broken[:, None], float("nan"), shares)
     to = t.to(tl.int64)[:, None] * TOP_K + k[None, :]
     mask = (t < num_tokens)[:, None] & (k < TOP_K)[None, :]

@@ -125,13 +125,14 @@ def combine_norm(
     *,
     num_experts: int,
     first_expert: int = 0,
+    batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """s = residual + the weighted sum of each token's rows, rounded to the residual's dtype; y = RMSNorm of the rounded
     s, in the residual's dtype.
 
     rows: of `expert_rows`; experts: int32 [T, K]; weights: float32 [T, K]; residual: bfloat16 or float32 [T, H];
     norm_weight, addend: [H], bfloat16 or float32. Returns y and s, both new, [T, H]; with an addend, s + addend,
-    rounded once, in the place of s.
+    rounded once, in the place of s. batch_invariant: whether a token's bits must not depend on how many there are.
     Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
     """
     check_rows(rows, experts, weights)
@@ -141,7 +142,10 @@ def combine_norm(
     if addend is not None:
         check_floats("addend", addend, shape[1:], rows.device)
     normed, total = torch.empty_like(residual), torch.empty_like(residual)
-    _combine(rows, experts, weights, normed, residual, norm_weight, addend, total, eps, first_expert, num_experts)
+    num_warps = 16 if experts.shape[0] <= 16 and not batch_invariant else 8
+    _combine(
+        rows, experts, weights, normed, residual, norm_weight, addend, total, eps, first_expert, num_experts, num_warps
+    )
     return normed, total
 
 
@@ -157,11 +161,12 @@ def _combine(
     eps: float,
     first_expert: int,
     num_experts: int,
+    norm_warps: int = 8,
 ) -> None:
     (num_tokens, top_k), hidden_size = experts.shape, rows.shape[1]
     if not num_tokens:
         return
-    columns, num_warps = triton.next_power_of_2(hidden_size), 16 if num_tokens <= 16 else 8
+    columns, num_warps = triton.next_power_of_2(hidden_size), norm_warps
     if norm_weight is None:
         columns, num_warps = min(columns, _SUM_COLUMNS), 4
     _kernel.combine_kernel[(num_tokens, triton.cdiv(hidden_size, columns))](
@@ -178,6 +183,7 @@ def expert_rows(
     *,
     x_factor: float = 1.0,
     progress: Tensor | None = None,
+    batch_invariant: bool = False,
 ) -> Tensor:
     """What each of a token's experts says of it.
 
@@ -186,6 +192,7 @@ def expert_rows(
 
     progress: int32 [T, K], zeros (`route` makes them), which this call uses up: with it, MAX_SPLIT_TOKENS + 1 to
     MAX_DECODE_TOKENS tokens take one launch, if H is I and both biases have one dtype; the result is the same.
+    batch_invariant: whether a token's bits must not depend on how many there are; slower for few. Then x_factor is 1.
 
     Errors: ValueError for other shapes, dtypes or devices, or tensors that aren't contiguous.
     """
@@ -195,9 +202,9 @@ def expert_rows(
     num_tokens = x.shape[0]
     if num_tokens == 0:
         return torch.empty(0, layer.width, dtype=torch.bfloat16, device=x.device)
-    if num_tokens > MAX_DECODE_TOKENS:
+    if num_tokens > MAX_DECODE_TOKENS or batch_invariant:
         if x_factor != 1.0:
-            raise ValueError(f"x_factor must be 1 with so many tokens, not {x_factor}")
+            raise ValueError(f"x_factor must be 1 here, not {x_factor}")
         return grouped_rows(x, experts, layer)
     operand = _operand(x, x_factor)
     alike = layer.width == layer.inner and layer.gate_up_bias.dtype == layer.down_bias.dtype

@@ -20,6 +20,7 @@ def test_the_defaults_hold_together() -> None:
         ({"num_shards": 0}, "num_shards is 0"),
         ({"num_threads": 0}, "num_threads is 0"),
         ({"max_num_seqs": 64, "max_batched_tokens": 63}, "at least max_num_seqs"),
+        ({"batch_invariant": True}, "batch_invariant is on: it takes runner 'triton' on a GPU"),
         ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype is fp8_e4m3: runner 'reference' keeps KV in float32 only"),
         ({"merge_interval_s": -0.1}, "merge_interval_s is -0.1"),
         ({"merge_interval_s": float("nan")}, "merge_interval_s is nan"),

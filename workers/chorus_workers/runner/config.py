@@ -51,6 +51,8 @@ class RunnerConfig:
     prefix_cache: bool = True
     runner: RunnerKind = "reference"
     kv_cache_dtype: KvCacheDtype = "auto"
+    # Whether a request's logits are the same bits alone and among others.
+    batch_invariant: bool = False
 
     @property
     def folder(self) -> Path:

@@ -7,7 +7,7 @@ import time
 import psutil
 import torch
 
-from chorus_workers.config import WorkerConfig, check_kv_cache_dtype
+from chorus_workers.config import WorkerConfig, check_batch_invariant, check_kv_cache_dtype
 from chorus_workers.model.checkpoint import load_model, load_model_as
 from chorus_workers.model.config import read_config
 from chorus_workers.model.weights import ReferenceModel, Shard
@@ -42,6 +42,7 @@ def runner_config(config: WorkerConfig) -> RunnerConfig:
         prefix_cache=config.prefix_cache,
         runner=config.runner,
         kv_cache_dtype=config.kv_cache_dtype,
+        batch_invariant=config.batch_invariant,
     )
 
 
@@ -53,6 +54,7 @@ def create_runner(config: RunnerConfig) -> Runner:
     another shard doesn't come up.
     """
     check_kv_cache_dtype(config.runner, config.kv_cache_dtype)
+    check_batch_invariant(config.runner, config.batch_invariant)
     if config.runner == "triton":
         return _create_triton_runner(config)
     if config.num_shards == 1:
@@ -92,14 +94,14 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
     with explain_out_of_memory(weights_do_not_fit(weight_bytes, free_bytes)), LoadProgress(weight_bytes) as progress:
         model = load_model_as(DeviceForm(device, on_copied=progress.add), config.folder)
         torch.cuda.synchronize(device)
-    tiles = product_tiles_within(_free_bytes(device), model)
+    tiles = None if config.batch_invariant else product_tiles_within(_free_bytes(device), model)
     loaded_at = time.monotonic()
     needs = MemoryNeeds(
         config, model.config, _free_bytes(device), kv_dtype(config.kv_cache_dtype, model.embedding.dtype)
     )
     info = needs.resolve()
     with explain_out_of_memory(needs.step_does_not_fit(info)):
-        runner = TritonRunner(model, info, needs.kv_dtype, tiles)
+        runner = TritonRunner(model, info, needs.kv_dtype, tiles, batch_invariant=config.batch_invariant)
         runner.warm_up()
     took = (time.monotonic() - begin, loaded_at - begin, time.monotonic() - loaded_at)
     logger.info("ready in %.1f s: %.1f s for the weights, %.1f s for KV memory, graphs and kernels", *took)

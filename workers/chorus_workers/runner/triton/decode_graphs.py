@@ -80,8 +80,9 @@ class DecodeGraphs:
 
     def takes(self, chunks: Sequence[SequenceChunk]) -> bool:
         """Whether a step of these chunks is one for a graph."""
+        invariant = self._transformer.batch_invariant
         return len(chunks) <= self._sizes[-1] and not any(
-            chunk.sample is None or chunk.restore is not None or is_prefill(chunk) for chunk in chunks
+            chunk.sample is None or chunk.restore is not None or is_prefill(chunk, invariant) for chunk in chunks
         )
 
     def run(self, chunks: Sequence[SequenceChunk], upload: Upload) -> tuple[Tensor, Tensor, Sent]:

@@ -37,11 +37,16 @@ class TritonRunner(Runner):
         info: RunnerInfo,
         kv_dtype: torch.dtype | None = None,
         tiles: ProductTiles | None = None,
+        *,
+        batch_invariant: bool = False,
     ) -> None:
-        """kv_dtype: of the KV memory; by default the weights'. tiles: of the model, where there is room for them."""
+        """kv_dtype: of the KV memory; by default the weights'. tiles: of the model, where there is room for them.
+        batch_invariant: whether a request's logits must be the same bits alone and among others."""
         self._info, self._device = info, model.embedding.device
         self.memory = DeviceKVMemory(model.config, model.shard, info, kv_dtype or model.embedding.dtype, self._device)
-        self._transformer = DeviceTransformer(model, self.memory, info.max_model_len, tiles)
+        self._transformer = DeviceTransformer(
+            model, self.memory, info.max_model_len, tiles, batch_invariant=batch_invariant
+        )
         self._sampler = DeviceSampler(model.vocabulary, self._device)
         self._group = model.config.num_heads // model.config.num_kv_heads
         self._last_tokens = torch.zeros(info.num_slots + 1, dtype=torch.int32, device=self._device)
@@ -90,7 +95,8 @@ class TritonRunner(Runner):
         """Nothing to do: memory goes with the object."""
 
     def _prepare(self, batch: Batch) -> PreparedStep:
-        step = prepare_step(batch.chunks, self.memory, self._group, self._device)
+        batch_invariant = self._transformer.batch_invariant
+        step = prepare_step(batch.chunks, self.memory, self._group, self._device, batch_invariant=batch_invariant)
         if step.pending.shape[1]:
             tokens, slots = step.pending
             step.inputs.token_ids.index_copy_(0, tokens.long(), self._last_tokens.index_select(0, slots))

@@ -79,12 +79,18 @@ class PreparedStep:
 
 
 def prepare_step(
-    chunks: Sequence[SequenceChunk], memory: DeviceKVMemory, group: int, device: torch.device
+    chunks: Sequence[SequenceChunk],
+    memory: DeviceKVMemory,
+    group: int,
+    device: torch.device,
+    *,
+    batch_invariant: bool = False,
 ) -> PreparedStep:
-    """Lays out a step's chunks. group: query heads per KV head."""
-    order = sorted(range(len(chunks)), key=lambda i: is_prefill(chunks[i]))
+    """Lays out a step's chunks. group: query heads per KV head; batch_invariant: as in `is_prefill`."""
+    prefills = [is_prefill(chunk, batch_invariant) for chunk in chunks]
+    order = sorted(range(len(chunks)), key=prefills.__getitem__)
     ordered = [chunks[i] for i in order]
-    num_decode = sum(not is_prefill(chunk) for chunk in ordered)
+    num_decode = len(chunks) - sum(prefills)
     ends = dict(zip(order, accumulate(len(chunk.token_ids) for chunk in ordered), strict=True))
     upload = Upload()
     token_ids = upload.add([token for chunk in ordered for token in chunk.token_ids])
@@ -109,9 +115,12 @@ def prepare_step(
     return PreparedStep(inputs, sent[pending], sent[slots], sent[restores], sent[saves])
 
 
-def is_prefill(chunk: SequenceChunk) -> bool:
-    """Decode attention writes one ring, and no snapshot beside it."""
-    return len(chunk.token_ids) > 1 or bool(chunk.saves)
+def is_prefill(chunk: SequenceChunk, batch_invariant: bool = False) -> bool:
+    """Decode attention writes one ring, and no snapshot beside it. batch_invariant: whether a prompt's token must have
+    one way through the kernels, though it be the last of its chunk."""
+    if len(chunk.token_ids) > 1 or chunk.saves:
+        return True
+    return batch_invariant and (chunk.sample is None or chunk.start < chunk.sample.num_prompt_tokens)
 
 
 def _pairs(pairs: Sequence[tuple[int, int]]) -> ArrayLike:

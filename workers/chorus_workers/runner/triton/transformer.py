@@ -42,9 +42,12 @@ class DeviceTransformer:
         memory: DeviceKVMemory,
         max_model_len: int,
         tiles: ProductTiles | None,
+        *,
+        batch_invariant: bool = False,
     ) -> None:
-        """tiles: of the model, if there are any: the same results, faster."""
-        self.model, self.memory = model, memory
+        """tiles: of the model, if there are any: the same results, faster. batch_invariant: whether a token's bits must
+        not depend on what else is in a step; then tiles are not used."""
+        self.model, self.memory, self.batch_invariant = model, memory, batch_invariant
         self._tiles = tiles or ProductTiles.missing(len(model.layers))
         config, device = model.config, model.embedding.device
         concentration = yarn_concentration(config.rope.factor)
@@ -93,6 +96,8 @@ class DeviceTransformer:
 
     def _layers(self, x: Tensor, cos_sin: Tensor, step: AttentionInputs) -> Tensor:
         """All layers and the final norm. x: [T, H], used up; cos_sin: float32 [T, D]."""
+        if self.batch_invariant:
+            return self._invariant(x, cos_sin, step)
         return (self._few if x.shape[0] <= MAX_VECTOR_TOKENS else self._several)(x, cos_sin, step)
 
     def _few(self, x: Tensor, cos_sin: Tensor, step: AttentionInputs) -> Tensor:
@@ -147,11 +152,45 @@ class DeviceTransformer:
             )
         return normed
 
+    def _invariant(self, x: Tensor, cos_sin: Tensor, step: AttentionInputs) -> Tensor:
+        """For any number of tokens, with one way through the kernels whatever the number is."""
+        config, model = self.model.config, self.model
+        normed = rms_norm(x, model.layers[0].attention_norm, config.rms_norm_eps)
+        following_norms = (*(layer.attention_norm for layer in model.layers[1:]), model.final_norm)
+        for index, layer in enumerate(model.layers):
+            qkv = linear(normed, layer.qkv, layer.qkv_bias, batch_invariant=True)
+            attended = self._attention(index, layer, qkv, cos_sin, step)
+            x = linear(attended, layer.out, layer.out_bias, residual=x, batch_invariant=True)
+            normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
+            scores = linear(normed, layer.router, out_dtype=torch.float32, batch_invariant=True)
+            chosen, weights = route(scores, config.num_experts_per_token, layer.router_bias)
+            experts = self._experts[index]
+            normed, x = combine_norm(
+                expert_rows(normed, chosen, experts, batch_invariant=True),
+                chosen,
+                weights,
+                x,
+                following_norms[index],
+                config.rms_norm_eps,
+                num_experts=experts.num_experts,
+                first_expert=experts.first_expert,
+                batch_invariant=True,
+            )
+        return normed
+
     def logits(self, normed: Tensor, out: Tensor | None = None) -> Tensor:
         """[S, H] of `forward` to float32 [S, N] over the vocabulary's rows; returns (or fills) out."""
         if self.model.head is None:
             raise ValueError("only shard 0 holds the output head")
-        return linear(normed, self.model.head, None, out_dtype=torch.float32, out=out, tiles=self._tiles.head)
+        tiles = None if self.batch_invariant else self._tiles.head
+        return linear(
+            normed,
+            self.model.head,
+            out_dtype=torch.float32,
+            out=out,
+            tiles=tiles,
+            batch_invariant=self.batch_invariant,
+        )
 
     def _attention(self, index: int, layer: Layer, qkv: Tensor, cos_sin: Tensor, step: AttentionInputs) -> Tensor:
         """Returns [T, Hq * D]."""
@@ -159,7 +198,9 @@ class DeviceTransformer:
         num_decode, head_dim = step.num_decode, self.model.config.head_dim
         out = qkv.new_empty(qkv.shape[0], layer.sinks.shape[0], head_dim)
         if step.decode is not None:
-            _decode(step.decode, qkv[:num_decode], cos_sin[:num_decode], kv, layer.sinks, window, out[:num_decode])
+            tiles = attention.invariant_decode_tiles() if self.batch_invariant and window is None else None
+            decode_out = out[:num_decode]
+            _decode(step.decode, qkv[:num_decode], cos_sin[:num_decode], kv, layer.sinks, window, tiles, decode_out)
         if step.prefill is not None:
             _prefill(step.prefill, qkv[num_decode:], cos_sin[num_decode:], kv, layer.sinks, window, out[num_decode:])
         return out.flatten(1)
@@ -177,10 +218,17 @@ class DeviceTransformer:
 
 
 def _decode(
-    step: DecodeInputs, qkv: Tensor, cos_sin: Tensor, kv: Tensor, sinks: Tensor, window: int | None, out: Tensor
+    step: DecodeInputs,
+    qkv: Tensor,
+    cos_sin: Tensor,
+    kv: Tensor,
+    sinks: Tensor,
+    window: int | None,
+    tiles: attention.DecodeTiles | None,
+    out: Tensor,
 ) -> None:
     tables, ring = (step.block_tables, False) if window is None else (step.slots, True)
-    attention.rope_decode_attention(qkv, cos_sin, kv, tables, step.lengths, sinks, ring=ring, out=out)
+    attention.rope_decode_attention(qkv, cos_sin, kv, tables, step.lengths, sinks, ring=ring, tiles=tiles, out=out)
 
 
 def _prefill(
