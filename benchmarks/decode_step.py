@@ -1,13 +1,14 @@
 """Time of decode steps on the device, of one or several versions of the source in turn, without a checkpoint.
 
 usage: PYTHONPATH=cluster:workers:kernels:. python -m benchmarks.decode_step [--shape 20b] [--tokens 1,2,4,8]
-       [--context 1100] [--tree DIR ...] [--profile] [--note TEXT]
+       [--context 1100] [--tree DIR ...] [--batch-invariant] [--profile] [--note TEXT]
 
 Random weights of the model's shapes are made on the device. For each number of tokens, one of each sequence, a step
 from embeddings to logits is captured as a CUDA graph, as the engine's; it is replayed, and `ms` is the median. --tree
 names other checkouts (of versions that this program knows how to call): each has a process of its own on the same GPU,
 and they take turns, so that `ratio` to the first is worth more than either time. `bits` tells which gave the same
-logits. With --profile, the time of each kernel follows, in microseconds of a step and the number of launches.
+logits. With --batch-invariant, this checkout in that mode is one more of them. With --profile, the time of each kernel
+follows, in microseconds of a step and the number of launches.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.forced import tiles_beside
 from benchmarks.results import append, environment
 from tests.support import interpreter
 from tests.support.checkpoints import Shape, hugging_face_config
@@ -100,21 +102,23 @@ class Step:
 class Steps:
     """Steps of one model, over KV memory of random numbers."""
 
-    def __init__(self, shape: Shape, tokens: Sequence[int], context: int) -> None:
+    def __init__(self, shape: Shape, tokens: Sequence[int], context: int, batch_invariant: bool) -> None:
         from chorus_kernels.decode_inputs import GatheredInputs
         from chorus_workers.runner.base import RunnerInfo
-        from chorus_workers.runner.triton.form import product_tiles
         from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
         from chorus_workers.runner.triton.transformer import DeviceTransformer
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
         model, most, pages = random_model(shape, self._device), max(tokens), -(-context // PAGE)
+        tiles = tiles_beside(model)
         info = RunnerInfo(shape.vocab_size, pages * PAGE, PAGE, most * pages, most, most, num_shards=1)
         memory = DeviceKVMemory(model.config, model.shard, info, torch.bfloat16, self._device)
         for layer in memory.layers:
             layer.normal_()
-        transformer = DeviceTransformer(model, memory, info.max_model_len, product_tiles(model))
+        # Not every checkout knows of it.
+        mode = {"batch_invariant": True} if batch_invariant else {}
+        transformer = DeviceTransformer(model, memory, info.max_model_len, None if batch_invariant else tiles, **mode)
         tables = torch.arange(most * pages, dtype=torch.int32, device=self._device).view(most, pages)
         ids = torch.randint(0, shape.vocab_size, (most,), dtype=torch.int32, device=self._device)
         inputs = GatheredInputs.zeros(most, shape.hidden_size, shape.head_dim, pages, torch.bfloat16, self._device)
@@ -188,7 +192,7 @@ class Steps:
 @torch.inference_mode()
 def answer(options: argparse.Namespace) -> None:
     """The life of a child: a question a line, a JSON answer a line."""
-    steps = Steps(SHAPES[options.shape], options.tokens, options.context)
+    steps = Steps(SHAPES[options.shape], options.tokens, options.context, options.batch_invariant)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         what, count = line.split()
@@ -230,8 +234,12 @@ class Child:
 
 def rows(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[dict[str, object]]:
     trees = [_ROOT, *(Path(tree).resolve() for tree in options.tree)]
+    modes: list[list[str]] = [[] for _ in trees]
+    if options.batch_invariant:
+        trees.append(_ROOT)
+        modes.append(["--batch-invariant"])
     with ExitStack() as stack:
-        children = [Child(tree, arguments, stack) for tree in trees]
+        children = [Child(tree, [*arguments, *mode], stack) for tree, mode in zip(trees, modes, strict=True)]
         for child in children:
             child.result()
         for count in options.tokens:
@@ -242,8 +250,8 @@ def rows(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[dict
                     times[index].append(child.ask("milliseconds", count))
             medians = [statistics.median(own) for own in times]
             bits = [child.ask("bits", count) for child in children]
-            for tree, child, median, own in zip(trees, children, medians, bits, strict=True):
-                row: dict[str, object] = {"tree": tree.name, "tokens": count, "ms": round(median, 4)}
+            for tree, mode, child, median, own in zip(trees, modes, children, medians, bits, strict=True):
+                row: dict[str, object] = {"tree": tree.name + " ".join(mode), "tokens": count, "ms": round(median, 4)}
                 if len(trees) > 1:
                     row["ratio"] = round(median / medians[0], 4)
                     row["bits"] = own == bits[0]
@@ -259,6 +267,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=lambda text: [int(word) for word in text.split(",")], default=[1, 2, 4, 8])
     parser.add_argument("--context", type=int, default=1100, help="positions that each sequence sees")
     parser.add_argument("--tree", action="append", default=[], help="another checkout")
+    parser.add_argument("--batch-invariant", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--note")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

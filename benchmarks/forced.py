@@ -30,17 +30,16 @@ class ForcedSequences:
     ) -> None:
         """length: tokens that a sequence may have."""
         from chorus_workers.runner.base import RunnerInfo
-        from chorus_workers.runner.triton.form import product_tiles
         from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
         from chorus_workers.runner.triton.transformer import DeviceTransformer
 
         config, self._device = model.config, model.embedding.device
         self._per_sequence = -(-length // BLOCK_SIZE)
         num_blocks = num_sequences * self._per_sequence
+        tiles = None if batch_invariant else tiles_beside(model)
         info = RunnerInfo(config.vocab_size, length, BLOCK_SIZE, num_blocks, num_sequences, length, num_shards=1)
         self._memory = DeviceKVMemory(config, model.shard, info, kv_dtype or model.embedding.dtype, self._device)
         self._invariant = batch_invariant
-        tiles = None if batch_invariant else product_tiles(model)
         self._transformer = DeviceTransformer(model, self._memory, length, tiles, batch_invariant=batch_invariant)
         self._group = config.num_heads // config.num_kv_heads
 
@@ -63,6 +62,17 @@ class ForcedSequences:
     def logits(self, start: int, token_ids: Sequence[Sequence[int]], first: int = 0) -> Tensor:
         """The same for logits: float32 [T, N]."""
         return self._transformer.logits(self.normed(start, token_ids, first))
+
+
+def tiles_beside(model: Any) -> Any:
+    """The `ProductTiles` that the Triton runner would keep of a model, before there is KV memory."""
+    from chorus_workers.runner.triton.form import product_tiles, product_tiles_within
+
+    device = model.embedding.device
+    if device.type == "cpu":
+        return product_tiles(model)
+    torch.cuda.empty_cache()
+    return product_tiles_within(torch.cuda.mem_get_info(device)[0], model)
 
 
 def load(folder: Path, kv_cache_dtype: KvCacheDtype = "auto") -> Any:

@@ -8,7 +8,8 @@ tokens that are given (teacher-forced), on one JSON line each:
 
 - transformers: Transformers' gpt-oss in bfloat16 with experts unpacked, which sets the bounds.
 - prefill: ours, in chunks of --chunk.
-- decode: ours of the last --decode positions, token by token, as one sequence and as one of several like it.
+- decode: ours of the last --decode positions, token by token, as one sequence and as the first of several, whose
+  others have its tokens in another order.
 
 `relative_rms` is the norm of a position's error over that of its logits, at the median and the 99th percentile; `top1`
 the share of positions with the same likeliest token; `other_experts` the share of positions and layers where other
@@ -230,17 +231,23 @@ def our_outcome(
     batch_invariant: bool = False,
 ) -> Outcome:
     """In chunks, each as one step; a prompt of so many tokens, if there is one, goes before them and is left out. With
-    several sequences, all alike, that of the first."""
+    several sequences, that of the first; the others have its tokens in another order, so that it shows if what is one
+    sequence's goes to another."""
     sequences = ForcedSequences(model, num_sequences, len(ids), batch_invariant=batch_invariant)
+    crowd = [rotated(ids, number * len(ids) // num_sequences) for number in range(num_sequences)]
     if num_prompt:
-        sequences.normed(0, [ids[:num_prompt]] * num_sequences)
+        sequences.normed(0, [own[:num_prompt] for own in crowd])
     logits, experts = [], []
     for start in range(num_prompt, len(ids), chunk):
-        tokens = ids[start : start + chunk]
+        tokens = [own[start : start + chunk] for own in crowd]
         with recorded_experts() as chosen:
-            logits.append(sequences.logits(start, [tokens] * num_sequences)[: len(tokens)].clone())
-        experts.append(torch.stack(chosen)[:, : len(tokens)])
+            logits.append(sequences.logits(start, tokens)[: len(tokens[0])].clone())
+        experts.append(torch.stack(chosen)[:, : len(tokens[0])])
     return Outcome(torch.cat(logits), torch.cat(experts, 1).sort(-1).values)
+
+
+def rotated(ids: Sequence[int], by: int) -> Sequence[int]:
+    return [*ids[by:], *ids[:by]]
 
 
 def crowd_logits(model: Any, crowd: Tensor, num_prompt: int, *, batch_invariant: bool = False) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,11 @@ def signature(**names: str) -> dict[str, str]:
     return {name: KINDS[kind] for kind, listed in names.items() for name in listed.split()}
 
 
-def linear(depth: int, halves: int, out: str, dependent: bool = True, tiled: bool = False) -> Variant:
+def linear(
+    depth: int, halves: int, out: str, dependent: bool = True, tiled: bool = False, hold_next: bool = False
+) -> Variant:
     constants = {"K": depth, "HAS_BIAS": True, "HAS_RESIDUAL": True, "HALVES": halves, "TILED": tiled}
-    constants |= {"HOLD_NEXT": False}
+    constants |= {"HOLD_NEXT": hold_next}
     parameters = signature(bf16="x_ptr weight_ptr bias_ptr residual_ptr", int="N num_tokens") | {"out_ptr": out}
     kernel = "chorus_kernels.linear._kernel:linear_kernel"
     return Variant(kernel, parameters, constants, num_stages=1, divisible=["N"], dependent=dependent)
@@ -129,6 +131,14 @@ def test_dense_products_load_ahead_and_exchange_nothing() -> None:
         assert compiled.ptx.count("mma.sync") == 2 * 8 * -(-blocks // 8)
         # What lanes and warps exchange is the sum over the warps, [16, 8] of each.
         assert compiled.shared <= 2048 and compiled.ptx.count("shfl.sync") <= 8
+
+
+def test_dense_products_that_hold_the_next_kernel() -> None:
+    """As QKV, of tiles: the next kernel is let begin when the last weights have been asked for."""
+    (compiled,) = compile_for_hopper([linear(2880, 1, "*bf16", tiled=True, hold_next=True)])
+    assert compiled.spilled == 0 and compiled.registers <= 96
+    wide = "ld.global.L1::evict_first.L2::cache_hint.v4.b32"
+    assert compiled.ptx.index("griddepcontrol.launch_dependents") > compiled.ptx.rindex(wide)
 
 
 def test_dense_products_of_one_or_two_tokens() -> None:

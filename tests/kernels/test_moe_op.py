@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chorus_kernels.moe import _decode_kernel, _grouped_kernel, many_tokens, op, reference
+from chorus_kernels.moe import _decode_kernel, _grouped_kernel, few_tokens, many_tokens, op, reference
 from chorus_kernels.moe.expert_layer import ExpertLayer
 from chorus_kernels.moe.layout import PackedExperts, pack_experts
 from chorus_kernels.moe.many_tokens import Tiles
@@ -252,6 +252,19 @@ def test_few_tokens_in_one_launch(num_tokens: int, top_k: int, num_experts: int,
     chosen = experts.flatten()
     first = torch.tensor([int((chosen == expert).nonzero()[0]) == slot for slot, expert in enumerate(chosen)])
     assert torch.equal(progress.flatten().cpu(), ((first.to(mine.device) & mine) * (size // 8)).cpu())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="there is no GPU")
+def test_one_launch_of_gpt_oss_again_and_again() -> None:
+    """More programs than a GPU holds at once, so that those of down do wait."""
+    layer = make_layer(32, 2880, 2880).part(0, 32)
+    for seed in range(50):
+        operand = normal(8, 2880, generator=random(seed)).bfloat16() * few_tokens.OPERAND_FACTOR
+        progress = torch.full((8, 4), 7, dtype=torch.int32)
+        experts, _ = op.route(normal(8, 32, generator=random(seed + 50)), 4, progress=progress)
+        once = few_tokens.decode_rows_at_once(operand, experts, layer, progress)
+        assert torch.equal(once, few_tokens.decode_rows(operand, experts, layer)), seed
 
 
 def test_one_launch_is_for_squares_and_for_more_than_two_tokens() -> None:

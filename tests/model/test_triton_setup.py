@@ -15,7 +15,7 @@ from chorus_workers.runner import factory
 from chorus_workers.runner.config import RunnerConfig, device_page_bytes, resolve
 from chorus_workers.runner.factory import create_runner
 from chorus_workers.runner.kv_memory import kv_bytes
-from chorus_workers.runner.triton import device
+from chorus_workers.runner.triton import device, form
 from chorus_workers.runner.triton.device import check_capability
 from chorus_workers.runner.triton.form import DeviceForm
 from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
@@ -117,6 +117,37 @@ def test_memory_that_runs_out_is_explained(
     monkeypatch.setattr(where, name, out_of_memory)
     with pytest.raises(ValueError, match=message):
         create_runner(replace(CONFIG, model=str(write_checkpoint(tmp_path)), num_blocks=16))
+
+
+@pytest.mark.usefixtures("device_of_4_gib")
+@pytest.mark.parametrize("spare", [0, 1])
+def test_tiles_leave_the_kv_memory_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, spare: int
+) -> None:
+    """KV takes all that is free, or leaves the one byte that tiles take here."""
+    made, product_tiles = [], form.product_tiles
+    config = replace(CONFIG, model=str(write_checkpoint(tmp_path)), num_blocks=5000)
+    model = read_config(config.folder)
+    asked = kv_bytes(model, resolve(config, model, 0), torch.bfloat16)
+    monkeypatch.setattr(form, "product_tiles", lambda model: made.append(1) or product_tiles(model))
+    monkeypatch.setattr(factory, "_free_bytes", lambda _: asked + spare - len(made))
+    runner = create_runner(config)
+    assert isinstance(runner, TritonRunner) and made and runner.info.num_blocks == 5000
+    assert (runner._transformer._tiles.head is not None) == bool(spare)
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    said = "no tiles of dense weights are kept: the KV memory asked for doesn't fit beside them"
+    assert warnings == ([] if spare else [said])
+
+
+@pytest.mark.usefixtures("device_of_4_gib")
+def test_tiles_that_find_no_memory_are_gone_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(form, "tiled", out_of_memory)
+    runner = create_runner(replace(CONFIG, model=str(write_checkpoint(tmp_path))))
+    assert isinstance(runner, TritonRunner) and runner._transformer._tiles.head is None
+    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning == "no tiles of dense weights are kept: their 0.0 GB didn't fit"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

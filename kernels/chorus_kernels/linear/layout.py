@@ -4,7 +4,7 @@ A weight [N, K] is cut into tiles of 8 rows and 32 columns. A tile's rows follow
 same rows: a warp reads 512 neighbouring bytes at once.
 """
 
-from torch import Tensor
+from torch import Tensor, contiguous_format
 from torch.nn.functional import pad
 
 TILE_ROWS = 8
@@ -19,8 +19,10 @@ def tiled(weight: Tensor) -> Tensor:
     row_tiles, column_tiles = tiles_shape(weight.shape[0], weight.shape[1])[:2]
     missing_rows = row_tiles * TILE_ROWS - weight.shape[0]
     missing_columns = column_tiles * TILE_COLUMNS - weight.shape[1]
-    whole = pad(weight, (0, missing_columns, 0, missing_rows))
-    return whole.view(row_tiles, TILE_ROWS, column_tiles, TILE_COLUMNS).transpose(1, 2).contiguous()
+    # Models' weights are whole tiles: one copy of them is made.
+    whole = pad(weight, (0, missing_columns, 0, missing_rows)) if missing_rows or missing_columns else weight
+    rows = whole.reshape(row_tiles, TILE_ROWS, column_tiles, TILE_COLUMNS)
+    return rows.transpose(1, 2).clone(memory_format=contiguous_format)
 
 
 def tiles_shape(num_rows: int, num_columns: int) -> tuple[int, int, int, int]:

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from dataclasses import replace
 
 import psutil
 import torch
@@ -94,12 +95,19 @@ def _create_triton_runner(config: RunnerConfig) -> Runner:
     with explain_out_of_memory(weights_do_not_fit(weight_bytes, free_bytes)), LoadProgress(weight_bytes) as progress:
         model = load_model_as(DeviceForm(device, on_copied=progress.add), config.folder)
         torch.cuda.synchronize(device)
-    tiles = None if config.batch_invariant else product_tiles_within(_free_bytes(device), model)
     loaded_at = time.monotonic()
     needs = MemoryNeeds(
         config, model.config, _free_bytes(device), kv_dtype(config.kv_cache_dtype, model.embedding.dtype)
     )
     info = needs.resolve()
+    tiles = None if config.batch_invariant else product_tiles_within(needs.free_bytes, model)
+    if tiles is not None:
+        try:
+            beside = replace(needs, free_bytes=_free_bytes(device))
+            needs, info = beside, beside.resolve()
+        except ValueError:
+            logger.warning("no tiles of dense weights are kept: the KV memory asked for doesn't fit beside them")
+            tiles = None
     with explain_out_of_memory(needs.step_does_not_fit(info)):
         runner = TritonRunner(model, info, needs.kv_dtype, tiles, batch_invariant=config.batch_invariant)
         runner.warm_up()

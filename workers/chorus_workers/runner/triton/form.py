@@ -1,5 +1,6 @@
 """How the Triton runner keeps weights: on its device, in bfloat16, experts in MXFP4 as the kernels read them."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from chorus_kernels.moe.layout import PackedExperts, empty_experts, pack_expert
 from chorus_kernels.mxfp4 import BLOCK_SIZE
 from chorus_workers.model.weights import Model, UnsupportedWeights
 from chorus_workers.runner.triton.staging import Staging
+
+logger = logging.getLogger(__name__)
 
 # Of what is free beside the weights, tiles take no more: KV memory is of more use.
 _TILES_SHARE = 0.05
@@ -74,9 +77,15 @@ def product_tiles(model: Model[PackedExperts]) -> ProductTiles:
 
 
 def product_tiles_within(free_bytes: int, model: Model[PackedExperts]) -> ProductTiles | None:
-    """The same, unless they would take more than a small part of the bytes that are free."""
+    """The same, unless they would take more than a small part of the bytes that are free, or don't find them."""
     weights = [weight for layer in model.layers for weight in (layer.qkv, layer.out)]
     if model.head is not None:
         weights.append(model.head)
     num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
-    return product_tiles(model) if num_bytes <= _TILES_SHARE * free_bytes else None
+    if num_bytes > _TILES_SHARE * free_bytes:
+        return None
+    try:
+        return product_tiles(model)
+    except torch.OutOfMemoryError:
+        logger.warning("no tiles of dense weights are kept: their %.1f GB didn't fit", num_bytes / 1e9)
+        return None
