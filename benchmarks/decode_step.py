@@ -149,7 +149,13 @@ class Steps:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             step.run()
-        return Step(graph.replay, step.logits)
+
+        def replay() -> None:
+            # What was captured reads memory that `step` keeps.
+            assert step.run is not None
+            graph.replay()
+
+        return Step(replay, step.logits)
 
     def milliseconds(self, count: int) -> float:
         """Of one step, by REPLAYS of them."""

@@ -178,7 +178,9 @@ def test_the_batch_invariant_product(num_tokens: int, num_rows: int, depth: int,
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("num_rows", "depth"), [(5120, 2880), (2880, 4096), (32, 2880), (201088, 2880)])
+@pytest.mark.parametrize(
+    ("num_rows", "depth"), [(5120, 2880), (2880, 4096), (32, 2880), (201088, 2880), (300, 96), (300, 40)]
+)
 def test_a_token_has_the_same_bits_in_any_batch(num_rows: int, depth: int) -> None:
     x, weight = normal(1100, depth, seed=0), normal(num_rows, depth, seed=1)
     bias, residual = normal(num_rows, seed=2), normal(1100, num_rows, seed=3)

@@ -111,6 +111,9 @@ def _invariant(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor 
         return out
     fitting = (tiles for most, tiles in _INVARIANT_TILES.items() if num_tokens <= most)
     rows, tokens, columns, num_warps, num_stages = next(fitting, _INVARIANT_LARGE)
+    if x.shape[1] <= columns:
+        # The compiler begins the sum of a loop of one pass with the bias: either in all variants or in none.
+        columns = min(columns, 64)
     _invariant_kernel.invariant_kernel[(triton.cdiv(num_rows, rows) * triton.cdiv(num_tokens, tokens),)](
         x, weight, bias, residual, out, num_tokens, num_rows, K=x.shape[1], HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None, ROWS=rows, TOKENS=tokens, BLOCK_K=columns, num_warps=num_warps,
