@@ -33,6 +33,7 @@ def plain_linear(
     norm: tuple[Tensor, float] | None = None,
     overlap: bool = True,
     hold_next: bool = False,
+    batch_invariant: bool = False,
 ) -> Tensor:
     if norm is not None:
         x = rms_norm(x.float(), norm[0].float(), norm[1])
