@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.forced import tiles_beside
 from benchmarks.results import append, environment
 from tests.support import interpreter
 from tests.support.checkpoints import Shape, hugging_face_config
@@ -105,13 +104,15 @@ class Steps:
     def __init__(self, shape: Shape, tokens: Sequence[int], context: int, batch_invariant: bool) -> None:
         from chorus_kernels.decode_inputs import GatheredInputs
         from chorus_workers.runner.base import RunnerInfo
+        from chorus_workers.runner.triton.form import product_tiles
         from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
         from chorus_workers.runner.triton.transformer import DeviceTransformer
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
         model, most, pages = random_model(shape, self._device), max(tokens), -(-context // PAGE)
-        tiles = tiles_beside(model)
+        # Whatever is free: other checkouts' processes have memory, too.
+        tiles = product_tiles(model)
         info = RunnerInfo(shape.vocab_size, pages * PAGE, PAGE, most * pages, most, most, num_shards=1)
         memory = DeviceKVMemory(model.config, model.shard, info, torch.bfloat16, self._device)
         for layer in memory.layers:

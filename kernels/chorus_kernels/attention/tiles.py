@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Three programs for each multiprocessor of an H100.
-_PROGRAMS = 400
+# Programs that fill an H100, three for each multiprocessor; and up to so many (sequence, KV head) more, with less to do
+# for each.
+_PROGRAMS, _MANY_PROGRAMS, _FEW_HEADS = 400, 640, 64
 _MAX_SPLITS = 64
 # Sequences times splits: bounds the scratch (66 floats per query head: 35 MB with gpt-oss's 64 heads).
 _MAX_SPLIT_SEQUENCES = 2048
@@ -56,7 +57,8 @@ def decode_tiles(num_sequences: int, num_kv_heads: int, max_length: int, *, ring
     if ring:
         return DecodeTiles(1, max_length, min(64, power_of_two(max_length)), num_stages=3)
     keys = 64
-    to_fill = _ceil(_PROGRAMS, max(1, num_sequences * num_kv_heads))
+    heads = max(1, num_sequences * num_kv_heads)
+    to_fill = _ceil(_MANY_PROGRAMS if heads <= _FEW_HEADS else _PROGRAMS, heads)
     wanted = max(to_fill, _ceil(max_length, _LONGEST_SPLIT))
     most = min(_MAX_SPLITS, _ceil(max_length, keys), max(1, _MAX_SPLIT_SEQUENCES // max(1, num_sequences)))
     return DecodeTiles(max(1, min(wanted, most)), keys if to_fill > 1 else 8 * keys, keys)
