@@ -178,6 +178,7 @@ def test_the_batch_invariant_product(num_tokens: int, num_rows: int, depth: int,
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
 @pytest.mark.parametrize(
     ("num_rows", "depth"), [(5120, 2880), (2880, 4096), (32, 2880), (201088, 2880), (300, 96), (300, 40)]
 )

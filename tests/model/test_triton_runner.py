@@ -112,6 +112,7 @@ def test_every_kernel_of_the_batch_invariant_mode(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="there is no GPU")
 def test_a_request_has_the_same_bits_alone_and_among_others(tmp_path: Path) -> None:
     """And however its prompt is cut, with chunks of one token among them."""
     pair = Pair(tmp_path, replace(SHAPE, window=16), batch_invariant=True)
