@@ -96,6 +96,8 @@ class Step:
 
     run: Callable[[], None]
     logits: Tensor
+    # Of a graph, what it was captured from: that holds the memory which it reads.
+    captured: "Step | None" = None
 
 
 class Steps:
@@ -112,14 +114,14 @@ class Steps:
         torch.manual_seed(0)
         model, most, pages = random_model(shape, self._device), max(tokens), -(-context // PAGE)
         # Whatever is free: other checkouts' processes have memory, too.
-        tiles = product_tiles(model)
+        tiles = None if batch_invariant else product_tiles(model)
         info = RunnerInfo(shape.vocab_size, pages * PAGE, PAGE, most * pages, most, most, num_shards=1)
         memory = DeviceKVMemory(model.config, model.shard, info, torch.bfloat16, self._device)
         for layer in memory.layers:
             layer.normal_()
         # Not every checkout knows of it.
         mode = {"batch_invariant": True} if batch_invariant else {}
-        transformer = DeviceTransformer(model, memory, info.max_model_len, None if batch_invariant else tiles, **mode)
+        transformer = DeviceTransformer(model, memory, info.max_model_len, tiles, **mode)
         tables = torch.arange(most * pages, dtype=torch.int32, device=self._device).view(most, pages)
         ids = torch.randint(0, shape.vocab_size, (most,), dtype=torch.int32, device=self._device)
         inputs = GatheredInputs.zeros(most, shape.hidden_size, shape.head_dim, pages, torch.bfloat16, self._device)
@@ -150,13 +152,7 @@ class Steps:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             step.run()
-
-        def replay() -> None:
-            # What was captured reads memory that `step` keeps.
-            assert step.run is not None
-            graph.replay()
-
-        return Step(replay, step.logits)
+        return Step(graph.replay, step.logits, captured=step)
 
     def milliseconds(self, count: int) -> float:
         """Of one step, by REPLAYS of them."""

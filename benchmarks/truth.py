@@ -19,8 +19,8 @@ prefill's and decode's at the same positions.
 With --damp, the checkpoint is one whose layers add 2^-K of what they did (benchmarks/damped.py).
 
 Then a sequence of --tokens alone and the same among --crowd: `top1` must be 0.97, and with --batch-invariant, which
-turns that mode on, all bits the same. And the same calls again, prefill and
-crowd, must give the same bits. The exit status is 1 if a bound is missed.
+turns that mode on, all bits the same. And the same calls again, prefill and crowd, must give the same bits. The exit
+status is 1 if a bound is missed.
 """
 
 import argparse

@@ -48,6 +48,8 @@ class DeviceTransformer:
         """tiles: of the model, if there are any: the same results, faster. batch_invariant: whether a token's bits must
         not depend on what else is in a step; then tiles are not used."""
         self.model, self.memory, self.batch_invariant = model, memory, batch_invariant
+        # Of what comes behind each layer.
+        self._following_norms = (*(layer.attention_norm for layer in model.layers[1:]), model.final_norm)
         self._tiles = tiles or ProductTiles.missing(len(model.layers))
         config, device = model.config, model.embedding.device
         concentration = yarn_concentration(config.rope.factor)
@@ -115,7 +117,6 @@ class DeviceTransformer:
         """For any number of tokens. A layer's sum and the norm of what follows it are one launch."""
         config, model = self.model.config, self.model
         normed = rms_norm(x, model.layers[0].attention_norm, config.rms_norm_eps)
-        following_norms = (*(layer.attention_norm for layer in model.layers[1:]), model.final_norm)
         # With more tokens, loading its weights early would hold up the sum before it, which is short.
         overlap = x.shape[0] <= MAX_TILED_TOKENS
         # cuBLAS adds to what is there, or a bias: then the output's bias is in the residual before.
@@ -144,7 +145,7 @@ class DeviceTransformer:
                 chosen,
                 weights,
                 x,
-                following_norms[index],
+                self._following_norms[index],
                 config.rms_norm_eps,
                 following_biases[index],
                 num_experts=experts.num_experts,
@@ -156,7 +157,6 @@ class DeviceTransformer:
         """For any number of tokens, with one way through the kernels whatever the number is."""
         config, model = self.model.config, self.model
         normed = rms_norm(x, model.layers[0].attention_norm, config.rms_norm_eps)
-        following_norms = (*(layer.attention_norm for layer in model.layers[1:]), model.final_norm)
         for index, layer in enumerate(model.layers):
             qkv = linear(normed, layer.qkv, layer.qkv_bias, batch_invariant=True)
             attended = self._attention(index, layer, qkv, cos_sin, step)
@@ -170,7 +170,7 @@ class DeviceTransformer:
                 chosen,
                 weights,
                 x,
-                following_norms[index],
+                self._following_norms[index],
                 config.rms_norm_eps,
                 num_experts=experts.num_experts,
                 first_expert=experts.first_expert,
