@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.kernels.hopper import Variant, compile_for_hopper
 
+from chorus_kernels.linear import op
 from chorus_kernels.sampling.op import DRAW_REGISTERS, DRAW_WARPS, SCAN_WARPS, tile_size
 
 VOCABULARY = 201088
@@ -161,3 +162,19 @@ def test_dense_products_that_begin_late() -> None:
     variants = [linear(2880, halves, "*bf16", dependent=False) for halves in (1, 2)]
     for compiled in compile_for_hopper(variants):
         assert compiled.spilled == 0 and compiled.registers <= 168 and "griddepcontrol" not in compiled.ptx
+
+
+def test_batch_invariant_products_use_one_instruction() -> None:
+    """Whatever their tiles: else a token's bits would depend on how many there are."""
+    parameters = signature(bf16="x_ptr weight_ptr bias_ptr residual_ptr", int="num_tokens N") | {"out_ptr": "*bf16"}
+    variants = []
+    for rows, columns, width, num_warps, num_stages in (*op._INVARIANT_TILES.values(), op._INVARIANT_LARGE):
+        constants = {"K": 2880, "HAS_BIAS": True, "HAS_RESIDUAL": True}
+        constants |= {"ROWS": rows, "TOKENS": columns, "BLOCK_K": width}
+        kernel = "chorus_kernels.linear._invariant_kernel:invariant_kernel"
+        variants.append(Variant(kernel, parameters, constants, num_warps, num_stages, divisible=["N"]))
+    for variant, compiled in zip(variants, compile_for_hopper(variants), strict=True):
+        assert compiled.spilled == 0 and set(compiled.specialised) <= {"N"}, variant
+        assert "wgmma.mma_async" in compiled.ptx and "mma.sync.aligned.m16" not in compiled.ptx, variant
+        # What a multiprocessor of an H100 has for a program.
+        assert compiled.shared <= 227 * 1024, variant
