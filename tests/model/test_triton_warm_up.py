@@ -60,8 +60,9 @@ SAMPLINGS = (
 )
 
 
-def new_runner(folder: Path, shape: Shape, info: RunnerInfo) -> TritonRunner:
-    return TritonRunner(load_model_as(DeviceForm(DEVICE), write_checkpoint(folder, shape)), info)
+def new_runner(folder: Path, shape: Shape, info: RunnerInfo, *, batch_invariant: bool = False) -> TritonRunner:
+    model = load_model_as(DeviceForm(DEVICE), write_checkpoint(folder, shape))
+    return TritonRunner(model, info, batch_invariant=batch_invariant)
 
 
 @torch.inference_mode()
@@ -73,7 +74,7 @@ def warm(runner: TritonRunner) -> None:
     runner._graphs.fill_with_padding()
     for size in runner._graphs._sizes:
         runner._graphs._forward(size)
-    warm_up(runner, runner._transformer.model.config)
+    warm_up(runner, runner._transformer.model.config, batch_invariant=runner._transformer.batch_invariant)
 
 
 def random_batch(source: random.Random, info: RunnerInfo) -> Batch:
@@ -131,6 +132,12 @@ def test_no_step_compiles_a_kernel(tmp_path: Path, shape: Shape, info: RunnerInf
     assert after - before == set()
     if DEVICE.type == "cpu":
         assert before
+
+
+@pytest.mark.timeout(_TIMEOUT_S)
+def test_no_step_of_the_batch_invariant_mode_compiles_a_kernel(tmp_path: Path) -> None:
+    info = replace(INFO, num_slots=20, max_model_len=3000, max_batched_tokens=600)
+    check_nothing_is_compiled(new_runner(tmp_path, SHAPE, info, batch_invariant=True), 60)
 
 
 @pytest.mark.gpu

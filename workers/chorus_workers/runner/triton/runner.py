@@ -58,7 +58,8 @@ class TritonRunner(Runner):
         in use yet."""
         if self._device.type == "cuda":
             self._graphs.capture()
-            warm_up(self, self._transformer.model.config)
+            config = self._transformer.model.config
+            warm_up(self, config, batch_invariant=self._transformer.batch_invariant)
 
     @property
     def info(self) -> RunnerInfo:

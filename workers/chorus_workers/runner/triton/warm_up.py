@@ -23,22 +23,24 @@ _EVERYTHING = replace(
 )
 
 
-def warm_up(runner: Runner, config: ModelConfig) -> None:
+def warm_up(runner: Runner, config: ModelConfig, *, batch_invariant: bool = False) -> None:
     """Runs the steps. They write to the KV memory, which must not be in use yet."""
     begin = time.monotonic()
-    batches = list(warm_up_batches(config, runner.info))
+    batches = list(warm_up_batches(config, runner.info, batch_invariant=batch_invariant))
     for batch in batches:
         runner.run(batch)
     logger.info("warmed up in %.1f s, with %d steps", time.monotonic() - begin, len(batches))
 
 
-def warm_up_batches(config: ModelConfig, info: RunnerInfo) -> Iterator[Batch]:
+def warm_up_batches(config: ModelConfig, info: RunnerInfo, *, batch_invariant: bool = False) -> Iterator[Batch]:
     """The steps, those of prefill first and the largest of them at once, so that it is known early whether memory will
-    do. What a step mixes doesn't matter: kernels don't know of their neighbours."""
+    do. What a step mixes doesn't matter: kernels don't know of their neighbours. batch_invariant: whether all decode
+    divides its keys alike, as the graphs' steps do."""
     for num_tokens in reversed(_token_counts(info)):
         yield Batch(_prefill(num_tokens, info))
-    for num_sequences, length in _decode_shapes(config, info):
-        yield Batch([_chunk(slot, length - 1, 1, info) for slot in range(num_sequences)])
+    if not batch_invariant:
+        for num_sequences, length in _decode_shapes(config, info):
+            yield Batch([_chunk(slot, length - 1, 1, info) for slot in range(num_sequences)])
     for params in (_PLAIN, _EVERYTHING):
         chunk = _chunk(0, 0, 2, info)
         yield Batch([replace(chunk, sample=SampleRequest(params, chunk.token_ids, num_prompt_tokens=2, position=2))])
