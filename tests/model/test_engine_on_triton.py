@@ -1,4 +1,5 @@
-"""The engine over the Triton runner in the batch-invariant mode: greedy answers are the same alone and in a crowd.
+"""The engine over the Triton runner in the batch-invariant mode: greedy answers are the same alone, in a crowd,
+and after preemption.
 
 On a machine without a GPU the model and the crowd are as small as the interpreter's patience.
 """
@@ -12,9 +13,11 @@ import torch
 from tests.support.checkpoints import TINY, write_checkpoint
 from tests.support.engine_driver import Answer, run
 
+from chorus_kernels.moe.layout import PackedExperts
 from chorus_workers.engine.engine import Engine
 from chorus_workers.engine.request import FinishReason, GenerationRequest
 from chorus_workers.model.checkpoint import load_model_as
+from chorus_workers.model.weights import Model
 from chorus_workers.runner.base import RunnerInfo
 from chorus_workers.runner.triton.form import DeviceForm
 from chorus_workers.runner.triton.runner import TritonRunner
@@ -36,24 +39,28 @@ AS_20B = replace(
     window=128,
 )
 SHAPE = AS_20B if ON_GPU else TINY
-NUM_REQUESTS, LONGEST_PROMPT, NUM_TOKENS = (70, 300, 40) if ON_GPU else (4, 12, 4)
+NUM_REQUESTS, LONGEST_PROMPT, NUM_TOKENS, BLOCK_SIZE = (70, 300, 40, 16) if ON_GPU else (4, 12, 6, 4)
 GREEDY = SamplingParams(temperature=0.0)
+ENOUGH_BLOCKS = NUM_REQUESTS * (1 + (LONGEST_PROMPT + NUM_TOKENS) // BLOCK_SIZE)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """With pages for all, so that none is preempted, and steps that take no crowd's prompts at once."""
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model[PackedExperts]:
+    return load_model_as(DeviceForm(DEVICE), write_checkpoint(tmp_path_factory.mktemp("checkpoint"), SHAPE))
+
+
+def build(model: Model[PackedExperts], num_blocks: int) -> Engine:
+    """Steps take no crowd's prompts at once."""
     info = RunnerInfo(
         vocab_size=SHAPE.vocab_size,
         max_model_len=LONGEST_PROMPT + NUM_TOKENS,
-        block_size=16,
-        num_blocks=NUM_REQUESTS * (1 + (LONGEST_PROMPT + NUM_TOKENS) // 16),
+        block_size=BLOCK_SIZE,
+        num_blocks=num_blocks,
         num_slots=NUM_REQUESTS,
         max_batched_tokens=2 * LONGEST_PROMPT,
         num_shards=1,
-        num_snapshots=0,
+        num_snapshots=NUM_REQUESTS,
     )
-    model = load_model_as(DeviceForm(DEVICE), write_checkpoint(tmp_path_factory.mktemp("checkpoint"), SHAPE))
     runner = TritonRunner(model, info, batch_invariant=True)
     runner.warm_up()
     return Engine(runner, max_queued_requests=NUM_REQUESTS, clock=time.monotonic)
@@ -72,13 +79,29 @@ def crowd() -> list[GenerationRequest]:
     ]
 
 
-@pytest.mark.gpu
-def test_a_crowd_changes_no_greedy_answer(engine: Engine) -> None:
-    alone: dict[str, Answer] = {}
+@pytest.fixture(scope="module")
+def alone(model: Model[PackedExperts]) -> dict[str, Answer]:
+    """Answers of some, each on an engine that nobody else uses."""
+    answers: dict[str, Answer] = {}
     for request in crowd()[:: max(NUM_REQUESTS // 10, 1)]:
-        alone |= run(engine, [request])
+        answers |= run(build(model, ENOUGH_BLOCKS), [request]) if ON_GPU else run(build(model, 8), [request])
+    return answers
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_tight", [False, True] if ON_GPU else [True])
+def test_a_crowd_changes_no_greedy_answer(
+    model: Model[PackedExperts], alone: dict[str, Answer], is_tight: bool
+) -> None:
+    blocks_of_prompts = sum(-(-len(request.prompt_token_ids) // BLOCK_SIZE) for request in crowd())
+    engine = build(model, blocks_of_prompts if is_tight else ENOUGH_BLOCKS)
     in_crowd = run(engine, crowd())
+    assert bool(engine.stats.num_preemptions) == is_tight
     assert {name: in_crowd[name] for name in alone} == alone
     assert all((len(tokens), reason) == (NUM_TOKENS, FinishReason.LENGTH) for tokens, reason in in_crowd.values())
+    # The prefix cache has none of what they said: who goes on from there gets no other bits.
+    (request,) = [request for request in crowd() if request.request_id == "0"]
+    longer = replace(request, request_id="longer", prompt_token_ids=[*request.prompt_token_ids, *in_crowd["0"][0][:3]])
+    assert run(engine, [longer]) == run(build(model, ENOUGH_BLOCKS), [longer])
     # Answers that say nothing but one token would be the same in any mode.
     assert len({token for tokens, _ in alone.values() for token in tokens}) > len(alone)

@@ -25,8 +25,8 @@ WINDOW = 5
 VOCAB_SIZE = 50
 STOP_TOKEN = 0
 NOT_FINITE_SEED = 666
-# A token, and the salt of the request that it was computed for.
-Entry = tuple[int | None, str]
+# A token, the salt of the request that it was computed for, and whether it was computed as one that was generated.
+Entry = tuple[int | None, str, bool]
 
 
 class ManualClock:
@@ -41,7 +41,8 @@ class SimulatedRunner(Runner):
     """Keeps token ids where a model would keep KV, in pages and rings, and draws from what it finds there.
 
     A scheduler that hands out a page twice, forgets a token or loses a ring gets another answer, or an AssertionError.
-    So does one that lets a request see what was written for another salt.
+    So does one that lets a request see what was written for another salt; or, if batches must not matter, a prompt that
+    was computed as if generated, or the other way round.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class SimulatedRunner(Runner):
         token_time_s: float = 0.0,
         num_snapshots: int = 0,
         has_window_layers: bool = True,
+        batch_invariant: bool = False,
     ) -> None:
         self._info = RunnerInfo(
             VOCAB_SIZE,
@@ -68,10 +70,11 @@ class SimulatedRunner(Runner):
             num_shards=1,
             num_snapshots=num_snapshots,
             has_window_layers=has_window_layers,
+            batch_invariant=batch_invariant,
         )
         self._clock = clock
         self._step_time_s, self._token_time_s = step_time_s, token_time_s
-        self._pages: list[list[Entry]] = [[(None, "")] * block_size for _ in range(num_blocks)]
+        self._pages: list[list[Entry]] = [[(None, "", False)] * block_size for _ in range(num_blocks)]
         self._rings: list[list[Entry]] = [[] for _ in range(num_slots)]
         self._snapshots: list[list[Entry]] = [[] for _ in range(num_snapshots)]
         # The position that follows what a ring or snapshot holds.
@@ -124,7 +127,8 @@ class SimulatedRunner(Runner):
 
     def _run_chunk(self, chunk: SequenceChunk) -> SampledToken | None:
         size, salt = self._info.block_size, self.salts.get(chunk.request_id, "")
-        entries = [(token_id, salt) for token_id in chunk.token_ids]
+        generated = is_generated(chunk)
+        entries = [(token_id, salt, generated) for token_id in chunk.token_ids]
         for position, entry in enumerate(entries, start=chunk.start):
             self._pages[chunk.block_table[position // size]][position % size] = entry
         ring = [] if chunk.start == 0 else self._rings[chunk.slot]
@@ -141,8 +145,20 @@ class SimulatedRunner(Runner):
         assert end == chunk.sample.position
         seen = [self._pages[chunk.block_table[position // size]][position % size] for position in range(end)]
         window = self._rings[chunk.slot] if self._info.has_window_layers else seen[-WINDOW:]
-        assert {written_for for _, written_for in [*seen, *window]} == {salt}, "what another salt computed is seen"
-        return draw(chunk.sample, [token_id for token_id, _ in seen], [token_id for token_id, _ in window])
+        assert {salt_of for _, salt_of, _ in [*seen, *window]} == {salt}, "what another salt computed is seen"
+        if self._info.batch_invariant:
+            ways = [position >= chunk.sample.num_prompt_tokens for position in range(end)]
+            assert [way for *_, way in seen] == ways, "a token was computed in another way"
+            assert [way for *_, way in window] == ways[-WINDOW:], "a token was computed in another way"
+        return draw(chunk.sample, [token_id for token_id, *_ in seen], [token_id for token_id, *_ in window])
+
+
+def is_generated(chunk: SequenceChunk) -> bool:
+    """Whether a runner whose batches must not matter computes a chunk as a token that was generated."""
+    if len(chunk.token_ids) > 1 or chunk.saves:
+        assert not chunk.replayed
+        return False
+    return chunk.replayed or (chunk.sample is not None and chunk.start >= chunk.sample.num_prompt_tokens)
 
 
 # The engine, its runner's memory, and the clock. Keywords are build_engine's.

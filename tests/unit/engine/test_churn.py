@@ -30,6 +30,7 @@ class Churn(RuleBasedStateMachine):
     has_window_layers = True
     prefix_cache = True
     overlaps = False
+    batch_invariant = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,6 +44,7 @@ class Churn(RuleBasedStateMachine):
             max_batched_tokens=7,
             num_snapshots=self.num_snapshots,
             has_window_layers=self.has_window_layers,
+            batch_invariant=self.batch_invariant,
         )
         self.runner.salts = self.salts = {}
         self.asked: dict[str, GenerationRequest] = {}
@@ -148,17 +150,35 @@ class OverlappedChurnWithoutCache(ChurnWithoutCache):
     overlaps = True
 
 
+class BatchInvariantChurn(Churn):
+    batch_invariant = True
+
+
+class OverlappedBatchInvariantChurn(OverlappedChurn):
+    batch_invariant = True
+
+
+class BatchInvariantChurnWithoutWindows(ChurnWithoutWindows):
+    batch_invariant = True
+
+
 TestChurn = Churn.TestCase
 TestChurnWithoutWindows = ChurnWithoutWindows.TestCase
 TestChurnWithoutCache = ChurnWithoutCache.TestCase
 TestOverlappedChurn = OverlappedChurn.TestCase
 TestOverlappedChurnWithoutWindows = OverlappedChurnWithoutWindows.TestCase
 TestOverlappedChurnWithoutCache = OverlappedChurnWithoutCache.TestCase
+TestBatchInvariantChurn = BatchInvariantChurn.TestCase
+TestOverlappedBatchInvariantChurn = OverlappedBatchInvariantChurn.TestCase
+TestBatchInvariantChurnWithoutWindows = BatchInvariantChurnWithoutWindows.TestCase
 TestChurn.settings = TestOverlappedChurn.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 for fewer in (
     TestChurnWithoutWindows,
     TestChurnWithoutCache,
     TestOverlappedChurnWithoutWindows,
     TestOverlappedChurnWithoutCache,
+    TestBatchInvariantChurn,
+    TestOverlappedBatchInvariantChurn,
+    TestBatchInvariantChurnWithoutWindows,
 ):
     fewer.settings = settings(TestChurn.settings, max_examples=50)

@@ -122,6 +122,21 @@ def test_who_came_last_gives_way_and_its_answer_does_not_change(build: Build) ->
     }
 
 
+def test_what_was_generated_is_computed_again_one_by_one_where_batches_must_not_matter(build: Build) -> None:
+    engine, runner, _ = build(num_blocks=8, block_size=4, num_slots=3, batch_invariant=True)
+    asked = [ask(request_id, [i, 2, 3, 4, 5], max_tokens=24, seed=i) for i, request_id in enumerate("abc", start=10)]
+    for a in asked:
+        engine.add(a)
+    gathered = run_all(engine)
+    assert engine.stats.num_preemptions > 0
+    assert {a.request_id: (gathered.tokens[a.request_id], gathered.finished[a.request_id]) for a in asked} == {
+        a.request_id: alone(a, 32) for a in asked
+    }
+    chunks = [chunk for batch in runner.batches for chunk in batch.chunks]
+    assert any(chunk.replayed for chunk in chunks)
+    assert all(chunk.start + len(chunk.token_ids) <= 5 or len(chunk.token_ids) == 1 for chunk in chunks)
+
+
 def test_admission_leaves_a_page_to_grow_into_for_those_who_run(build: Build) -> None:
     engine, runner, _ = build(num_blocks=4, block_size=4)
     engine.add(ask("first", [1, 2, 3, 4, 5], max_tokens=1))

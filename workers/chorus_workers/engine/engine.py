@@ -51,6 +51,7 @@ class Engine:
             max_batched_tokens=info.max_batched_tokens,
             max_queued_requests=max_queued_requests,
             step_budget_s=step_budget_s,
+            batch_invariant=info.batch_invariant,
         )
         self._scheduler = Scheduler(limits, self._kv, self.stats, clock)
         # The step that was launched before the last one was committed.

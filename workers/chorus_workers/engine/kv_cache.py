@@ -85,16 +85,22 @@ class KVCacheManager:
         return 1 - self.num_free_blocks / self.num_blocks
 
     def allocate(
-        self, token_ids: Sequence[int], hashes: PageHashes | None = None, *, reserve: int = 0
+        self,
+        token_ids: Sequence[int],
+        hashes: PageHashes | None = None,
+        *,
+        num_shareable: int | None = None,
+        reserve: int = 0,
     ) -> KVHandle | None:
         """A slot, and pages for all of `token_ids`, of which at least the last is left to compute; None if there is no
         slot, or less than `reserve` pages would be left. Nothing is taken then.
 
-        `hashes` names the tokens' pages; without it no cached ones are looked for, and none become known.
+        `hashes` names the tokens' pages; without it no cached ones are looked for, and none become known. Nor are any
+        looked for, or snapshots wanted, behind the first `num_shareable` tokens (all, by default).
         """
         if not self._free_slots:
             return None
-        last = (len(token_ids) - 1) // self.block_size
+        last = (min(len(token_ids), num_shareable or len(token_ids)) - 1) // self.block_size
         cache = self._cache if hashes is not None else None
         known = cache.find(hashes.first(last, token_ids), last) if cache and hashes else []
         num_cached = cache.count_usable(known) if cache else 0

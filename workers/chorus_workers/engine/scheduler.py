@@ -51,6 +51,8 @@ class SchedulerLimits:
     max_batched_tokens: int
     max_queued_requests: int
     step_budget_s: float | None = None
+    # See RunnerInfo.
+    batch_invariant: bool = False
 
 
 @dataclass(slots=True)
@@ -246,7 +248,12 @@ class Scheduler:
             if not self._waiting or self._waiting[0].num_pending_tokens:
                 return
             request = self._waiting[0]
-            handle = self._kv.allocate(request.token_ids, request.page_hashes, reserve=reserve if self._running else 0)
+            handle = self._kv.allocate(
+                request.token_ids,
+                request.page_hashes,
+                num_shareable=self._num_shareable(request),
+                reserve=reserve if self._running else 0,
+            )
             if handle is None:
                 return
             del self._waiting[0]
@@ -268,7 +275,15 @@ class Scheduler:
         self._output.started[request.request_id] = (queue_time, num_cached)
 
     def _prefill(self, step: ScheduledStep, request: Request) -> None:
-        self._add_chunk(step, request, min(step.max_tokens - step.num_tokens, request.num_uncomputed_tokens))
+        num_tokens = min(step.max_tokens - step.num_tokens, request.num_uncomputed_tokens)
+        if self._limits.batch_invariant:
+            num_tokens = min(num_tokens, max(request.num_prompt_tokens - request.num_computed_tokens, 1))
+        self._add_chunk(step, request, num_tokens)
+
+    def _num_shareable(self, request: Request) -> int:
+        """Leading tokens whose KV is the same whoever computes it. What was generated may differ in bits from the same
+        tokens in a prompt."""
+        return request.num_prompt_tokens if self._limits.batch_invariant else len(request.token_ids)
 
     def _add_chunk(self, step: ScheduledStep, request: Request, num_tokens: int) -> None:
         """The request's next tokens, which count as computed from now on; and a token, once they reach the last."""
@@ -288,6 +303,7 @@ class Scheduler:
             sample,
             handle.restore if start == handle.num_cached_tokens else None,
             self._kv.plan_saves(handle, end) if handle.save_positions else (),
+            replayed=self._limits.batch_invariant and sample is None and start >= request.num_prompt_tokens,
         )
         request.num_computed_tokens = end
         if sample is not None:
@@ -325,7 +341,8 @@ class Scheduler:
             return
         # Who has given way since holds nothing, and gets no other memory while a token is pending.
         if request.kv is not None:
-            self._kv.register(request.kv, request.token_ids, chunk.start + len(chunk.token_ids))
+            num_computed = min(chunk.start + len(chunk.token_ids), self._num_shareable(request))
+            self._kv.register(request.kv, request.token_ids, num_computed)
         if request.last_token_time is None:
             self._stats.time_to_first_token.observe(now - request.arrival_time)
         request.last_token_time = now

@@ -40,6 +40,9 @@ class RunnerInfo:
     num_snapshots: int = 0
     # Without window layers a request can begin behind any cached page; with them it takes a snapshot.
     has_window_layers: bool = True
+    # Whether logits are the same bits whatever else is in a step; if so, a token that was generated must be computed
+    # again as it was the first time, alone in its chunk.
+    batch_invariant: bool = False
 
 
 # The next three are not frozen, though nobody changes them: a step makes hundreds, and frozen ones take four times as
@@ -76,6 +79,8 @@ class SequenceChunk:
     # (position, snapshot): the snapshot must get the ring as it is when position - 1 has been computed and position has
     # not. start < position <= start + len(token_ids), in order; never where the chunk is one token and a sample.
     saves: Sequence[tuple[int, int]] = ()
+    # Whether the one token was generated, and its KV has been there before.
+    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The Triton runner: one GPU, weights in MXFP4 and bfloat16, our own kernels."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ class TritonRunner(Runner):
     ) -> None:
         """kv_dtype: of the KV memory; by default the weights'. tiles: of the model, where there is room for them.
         batch_invariant: whether a request's logits must be the same bits alone and among others."""
-        self._info, self._device = info, model.embedding.device
+        self._info, self._device = replace(info, batch_invariant=batch_invariant), model.embedding.device
         self.memory = DeviceKVMemory(model.config, model.shard, info, kv_dtype or model.embedding.dtype, self._device)
         self._transformer = DeviceTransformer(
             model, self.memory, info.max_model_len, tiles, batch_invariant=batch_invariant

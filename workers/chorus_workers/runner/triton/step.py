@@ -120,7 +120,11 @@ def is_prefill(chunk: SequenceChunk, batch_invariant: bool = False) -> bool:
     one way through the kernels, though it be the last of its chunk."""
     if len(chunk.token_ids) > 1 or chunk.saves:
         return True
-    return batch_invariant and (chunk.sample is None or chunk.start < chunk.sample.num_prompt_tokens)
+    return (
+        batch_invariant
+        and not chunk.replayed
+        and (chunk.sample is None or chunk.start < chunk.sample.num_prompt_tokens)
+    )
 
 
 def _pairs(pairs: Sequence[tuple[int, int]]) -> ArrayLike:
