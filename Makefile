@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts protos-check pytest format protos demo-eval bench-gateway bench-demo clean
+.PHONY: help serve test lint types contracts protos-check pytest format protos demo-eval fuzz-harmony bench-gateway bench-demo clean
 
 help:  ## Shows this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -56,6 +56,9 @@ protos: $(VENV)/.installed-dev  ## Writes the protobuf code anew.
 
 demo-eval: $(VENV)/.installed  ## Asks the demo model 1,000 held-out questions through a running server of its own.
 	@$(BIN)/python -m demo.eval $(ARGS)
+
+fuzz-harmony: $(VENV)/.installed-dev  ## A million mutated streams through the harmony parser; ARGS="--seed 7" chooses others.
+	@$(BIN)/python -m tests.fuzz.harmony --streams 1000000 $(ARGS)
 
 bench-gateway: $(VENV)/.installed  ## CPU per streamed token, tokens per core, added time to first token.
 	@$(BIN)/python benchmarks/gateway.py $(ARGS)

@@ -9,6 +9,8 @@ of them through the mutation. What is checked of each stream is listed in `check
 
 import argparse
 import functools
+import multiprocessing
+import os
 import random
 import re
 import sys
@@ -23,6 +25,8 @@ from chorus_cluster.harmony.parser import StreamParser
 from chorus_cluster.harmony.token_table import token_bytes
 
 _WORD_LETTERS = 7
+# Streams that a process checks before it takes the next.
+_SHARE = 5_000
 _ENDS = (v.END, v.RETURN, v.CALL, v.ENDOFTEXT)
 _RESERVED = (200_013, 200_500)
 _INSERTED = (v.START, v.CHANNEL, v.MESSAGE, v.CONSTRAIN, *_ENDS, *_RESERVED)
@@ -98,6 +102,9 @@ def _make_part(rng: random.Random, form: str) -> Part:
                 f"<|start|>assistant<|channel|>commentary to=functions.{name}<|message|>",
                 f"<|start|>assistant<|channel|>analysis to=functions.{name} code<|message|>",
                 f"<|start|>assistant to=functions.{name}<|channel|>commentary to=functions.{name} json<|message|>",
+                f'<|start|>assistant<|channel|>commentary to="functions.{name}" <|constrain|>json<|message|>',
+                f"<|start|>assistant<|channel|>commentary to:functions.{name} <|constrain|>json<|message|>",
+                f"<|start|>assistant<|channel|>commentary to=functions/{name} json<|message|>",
             )
         )
     elif form == "foreign":
@@ -268,9 +275,10 @@ def _check_intact_messages(parts: Sequence[Part], tokens: Sequence[int], result:
 
 
 def _check_calls(parts: Sequence[Part], tokens: Sequence[int], result: Result, *, sticky: bool) -> None:
-    """Check the names of calls; where the tools aren't known, text right after a name is `sticky`."""
+    """Check the names of well-spelled calls; where the tools aren't known, text right after a name is `sticky`."""
     expected: Counter[str] = Counter()
-    headers = {(part.tokens[: _name_end(part)], part.name) for part in parts[1:] if part.kind == "call"}
+    ends = [(part, _name_end(part)) for part in parts[1:] if part.kind == "call"]
+    headers = {(part.tokens[:end], part.name) for part, end in ends if end is not None}
     for header, name in headers:
         for position in range(len(tokens) - len(header)):
             is_here = tuple(tokens[position : position + len(header)]) == header
@@ -282,12 +290,11 @@ def _check_calls(parts: Sequence[Part], tokens: Sequence[int], result: Result, *
     assert expected <= received, f"calls {expected} came as {received}"
 
 
-def _name_end(part: Part) -> int:
-    """Return the index after the tool's name in the header of a call."""
+def _name_end(part: Part) -> int | None:
+    """Return the index after the tool's name in the header of a call; None if it is misspelled."""
     name = encode(f" to=functions.{part.name}")
     position = _find(part.tokens, name, only_first=False)
-    assert position is not None
-    return position + len(name)
+    return None if position is None else position + len(name)
 
 
 def _find(tokens: Sequence[int], part: Sequence[int], *, only_first: bool) -> int | None:
@@ -295,14 +302,14 @@ def _find(tokens: Sequence[int], part: Sequence[int], *, only_first: bool) -> in
     return next((p for p in positions if tuple(tokens[p : p + len(part)]) == tuple(part)), None)
 
 
-def run(num_streams: int, seed: int) -> Counter[str]:
-    """Check `num_streams` mutated streams; return how often each repair was needed.
+def run(num_streams: int, seed: int, first: int = 0) -> Counter[str]:
+    """Check `num_streams` mutated streams from number `first` on; return how often each repair was needed.
 
     Raises:
         AssertionError: a check failed; says on which stream, with its seed.
     """
     repairs: Counter[str] = Counter()
-    for number in range(num_streams):
+    for number in range(first, first + num_streams):
         rng = random.Random(f"{seed}/{number}")
         parts = make_stream(rng)
         tokens = mutate(rng, [token_id for part in parts for token_id in part.tokens], rng.randrange(1, 6))
@@ -318,9 +325,16 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--streams", type=int, default=20_000)
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = arguments.parse_args()
     start = time.perf_counter()
-    repairs = run(options.streams, options.seed)
+    shares = [
+        (min(_SHARE, options.streams - first), options.seed, first) for first in range(0, options.streams, _SHARE)
+    ]
+    repairs: Counter[str] = Counter()
+    with multiprocessing.Pool(options.processes) as pool:
+        for share in pool.starmap(run, shares, chunksize=1):
+            repairs.update(share)
     sys.stdout.write(f"{options.streams} streams held in {time.perf_counter() - start:.1f} s; repairs by class:\n")
     for repair, count in repairs.most_common():
         sys.stdout.write(f"{count:8d} {repair}\n")

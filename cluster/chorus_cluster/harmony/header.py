@@ -25,10 +25,13 @@ _TOOL: Final = re.compile(r"\s*((?:functions|browser|container)\.[\w.-]+|python(
 _CHANNEL: Final = re.compile(r"\s*(analysis|commentary|final)(?![_-])")
 _UNMARKED_CHANNEL: Final = re.compile(r"(analysis|commentary|final)(?![_-])")
 _OTHER_CHANNEL: Final = re.compile(r"\s*([\w-]+)(?=\s*$|\s+to=|\s+json\s*$)")
-_RECIPIENT: Final = re.compile(r"\s*to=\s*([A-Za-z0-9_.-]+)")
+_RECIPIENT: Final = re.compile(r"\s*to=\s*([\"']?)((?:functions/)?[A-Za-z0-9_.-]+)")
 _CHANNEL_AT_END: Final = re.compile(r"(?<=.)(?:analysis|commentary|final)$")
-# "to=" lost, doubled, or with a part missing. A function that speaks ("functions.f to=assistant") is not called.
-_DAMAGED_RECIPIENT: Final = re.compile(r"[\s=]*(?:to[\s=]*)*(functions\.[A-Za-z0-9_.-]+)(?=\s|$)(?!\s+to=)")
+# "to=" lost, doubled, misspelled, or with a part missing. A function that speaks ("functions.f to=assistant") is not
+# called.
+_DAMAGED_RECIPIENT: Final = re.compile(
+    r"[\s=:]*(?:to[\s=:]*)*([\"']?)(functions[./][A-Za-z0-9_.-]+)(?=\1(?:\s|$))(?!\1\s+to=)"
+)
 _BARE_FUNCTION: Final = re.compile(r"\s+(functions\.[A-Za-z0-9_.-]+)")
 _BARE_WORD: Final = re.compile(r"\s+([A-Za-z0-9_-]+)")
 _BARE_NAME_WITH_TYPE: Final = re.compile(r"\s+(?!json)([A-Za-z_][A-Za-z0-9_.-]*)(?=\s+json\s*$)")
@@ -239,12 +242,21 @@ class _Reader:
     def _read_recipients(self) -> None:
         header = self.header
         while recipient := _RECIPIENT.match(self.text, self.position):
-            name = self._cut_name(recipient[1], recipient.start(1))
-            self.position = recipient.start(1) + len(name)
-            header.recipients.append(name)
+            self._take_recipient(recipient)
+            if recipient[1] or not recipient[2].startswith(header.recipients[-1]):
+                header.repairs.append(Repair.BARE_RECIPIENT)
             if not self.has_channel_part and (channel := self._take_token(_UNMARKED_CHANNEL)):
                 header.channel = channel[1]
                 header.repairs.append(Repair.MISSING_CHANNEL)
+
+    def _take_recipient(self, match: re.Match[str]) -> None:
+        """Take the name, group 2, and what quotes it, group 1."""
+        quote = match[1]
+        name = self._cut_name(match[2].replace("/", "."), match.start(2))
+        self.position = match.start(2) + len(name)
+        if quote and self.text.startswith(quote, self.position):
+            self.position += 1
+        self.header.recipients.append(name)
 
     def _cut_name(self, written: str, start: int) -> str:
         """Return the tool's name without what sticks to it where a special token after it was lost."""
@@ -266,9 +278,7 @@ class _Reader:
         if not self.closed or header.recipients or header.author:
             return
         if damaged := _DAMAGED_RECIPIENT.match(self.text, self.position):
-            name = self._cut_name(damaged[1], damaged.start(1))
-            self.position = damaged.start(1) + len(name)
-            header.recipients.append(name)
+            self._take_recipient(damaged)
             header.repairs.append(Repair.BARE_RECIPIENT)
 
     def _read_bare_recipient(self) -> None:

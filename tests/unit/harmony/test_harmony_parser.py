@@ -233,6 +233,16 @@ def test_repairs(text: str, events: list[Event], repairs: list[str], chunk: int)
         ("<|channel|>commentary tofunctions.f json<|message|>", ["bare_recipient"]),
         ("functions.f<|message|>", ["bare_recipient", "missing_channel"]),
         (" to to=functions.f<|channel|>commentary <|constrain|>json<|message|>", ["bare_recipient"]),
+        ("<|channel|>commentary to:functions.f <|constrain|>json<|message|>", ["bare_recipient"]),
+        ("<|channel|>commentary to: functions.f json<|message|>", ["bare_recipient"]),
+        ('<|channel|>commentary to="functions.f" <|constrain|>json<|message|>', ["bare_recipient"]),
+        ("<|channel|>commentary to='functions.f'json<|message|>", ["bare_recipient"]),
+        ('<|channel|>commentary to="functions.f<|message|>', ["bare_recipient"]),
+        ('<|channel|>commentary to:"functions/f" json<|message|>', ["bare_recipient"]),
+        ('<|channel|>commentary "functions.f" json<|message|>', ["bare_recipient"]),
+        ("<|channel|>commentary to=functions/f <|constrain|>json<|message|>", ["bare_recipient"]),
+        (" to:functions.f<|channel|>commentary <|constrain|>json<|message|>", ["bare_recipient"]),
+        ('<|channel|>commentary to="f" json<|message|>', ["bare_recipient"]),
     ],
 )
 def test_a_call_outlives_damage_to_what_stands_before_its_name(header: str, repairs: list[str]) -> None:
