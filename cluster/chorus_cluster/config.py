@@ -65,6 +65,15 @@ class GatewayConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    # A file of API keys, at this path wherever a gateway runs (docs/security.md); it is read again when it changes.
+    # Unset: there are no keys, and whoever reaches the server may use it.
+    keys_file: Text | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class KvConfig:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -152,6 +161,7 @@ class AppConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

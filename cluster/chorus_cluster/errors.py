@@ -4,6 +4,8 @@
     ├── RequestError                the request can't be served as it is; sending it again won't help
     │   ├── InvalidRequest          a field is wrong: says which one and what would be right
     │   │   └── ContextTooLong      prompt and answer don't fit into the model's context
+    │   ├── Unauthenticated         no API key, or none that is in force
+    │   ├── PermissionDenied        the API key is not for this
     │   ├── ModelNotFound           no such model is served
     │   └── PayloadTooLarge         the body is larger than the gateway reads
     └── ServiceError                the request was fine; another attempt may succeed
@@ -20,6 +22,8 @@ server-sent error events and failed batch lines share):
     ------------------  -------------------  ----   ---------------------   -----------------------    -----
     InvalidRequest      INVALID_ARGUMENT     400    invalid_request_error   invalid_value              field
     ContextTooLong      INVALID_ARGUMENT     400    invalid_request_error   context_length_exceeded    field
+    Unauthenticated     UNAUTHENTICATED      401    invalid_request_error   invalid_api_key            -
+    PermissionDenied    PERMISSION_DENIED    403    invalid_request_error   insufficient_permissions   -
     ModelNotFound       NOT_FOUND            404    invalid_request_error   model_not_found            model
     PayloadTooLarge     INVALID_ARGUMENT     413    invalid_request_error   payload_too_large          -
     Overloaded          RESOURCE_EXHAUSTED   429    rate_limit_error        overloaded                 -
@@ -92,6 +96,18 @@ class InvalidRequest(RequestError):
 
 class ContextTooLong(InvalidRequest):
     code = "context_length_exceeded"
+
+
+class Unauthenticated(RequestError):
+    grpc_status = grpc.StatusCode.UNAUTHENTICATED
+    http_status = 401
+    code = "invalid_api_key"
+
+
+class PermissionDenied(RequestError):
+    grpc_status = grpc.StatusCode.PERMISSION_DENIED
+    http_status = 403
+    code = "insufficient_permissions"
 
 
 class ModelNotFound(RequestError):

@@ -7,12 +7,15 @@ import threading
 import time
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
 from tests.integration.cluster import chorus, echo_model, running, wait_until
 
+from chorus_cluster.auth.keys import new_key
 from chorus_cluster.cli.ports import free_ports
+from chorus_protos.v1 import chat_pb2, chat_pb2_grpc
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +77,47 @@ def test_without_settings_the_demo_model_answers(tmp_path: Path) -> None:
         reasoning, answer = (tmp_path / "chat.log").read_text().strip().split("\n\n")
         assert reasoning
         assert "5" in answer
+
+
+def test_with_api_keys_only_health_is_open(tmp_path: Path) -> None:
+    """Through HAProxy and Serve, over both protocols; and a key that is taken away is gone, without a restart."""
+    keys = tmp_path / "keys.yaml"
+    key, entry = new_key("test")
+    keys.write_text(f"keys:\n{entry}")
+    settings = {
+        "model": {"path": echo_model(), "name": "test"},
+        "workers": {"num_cpus": 0.5},
+        "auth": {"keys_file": str(keys)},
+    }
+    request = chat_pb2.ChatCompletionRequest(
+        model="test",
+        messages=[chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content="Hello")],
+        max_completion_tokens=5,
+    )
+    with running(tmp_path, settings, CHORUS_API_KEY=key) as cluster:
+        said = cluster.log.read_text()
+        assert f"Keys  {keys}" in said and "and answered: Hello" in said
+        headers = {"authorization": f"Bearer {key}"}
+        body = cluster.chat_body(max_completion_tokens=5)
+        with cluster.client() as client, cluster.channel() as channel:
+            stub = chat_pb2_grpc.ChatServiceStub(channel)
+
+            def answers(headers: dict[str, str]) -> tuple[int, grpc.StatusCode]:
+                status = client.post("/v1/chat/completions", json=body, headers=headers).status_code
+                try:
+                    stub.CreateChatCompletion(request, timeout=30, metadata=tuple(headers.items()))
+                except grpc.RpcError as error:
+                    return status, error.code()
+                return status, grpc.StatusCode.OK
+
+            assert client.get("/health").status_code == 200
+            assert {client.get(path).status_code for path in ("/metrics", "/docs", "/v1/models", "/x")} == {401}
+            assert answers({}) == (401, grpc.StatusCode.UNAUTHENTICATED)
+            assert answers(headers) == (200, grpc.StatusCode.OK)
+            assert client.get("/metrics", headers=headers).status_code == 403
+            keys.write_text("keys: []")
+            wait_until(lambda: answers(headers)[0] == 401, 5, "the key is gone")
+            assert answers(headers) == (401, grpc.StatusCode.UNAUTHENTICATED)
 
 
 def test_a_bad_checkpoint_is_one_clear_message(tmp_path: Path, checkpoint: Path) -> None:

@@ -9,6 +9,8 @@ from chorus_cluster import errors
 EXAMPLES: list[errors.ChorusError] = [
     errors.InvalidRequest("messages[0].content", "must be a string"),
     errors.ContextTooLong("messages", "too long"),
+    errors.Unauthenticated("no key"),
+    errors.PermissionDenied("not for this"),
     errors.ModelNotFound("nope"),
     errors.PayloadTooLarge(1024),
     errors.Overloaded(2.5),

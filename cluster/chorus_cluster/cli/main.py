@@ -6,6 +6,7 @@ import typer
 
 from chorus_cluster.batch.command import batch
 from chorus_cluster.cli.chat import chat
+from chorus_cluster.cli.new_key import new_key
 from chorus_cluster.cli.serve import serve
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(chat)
 app.command()(batch)
+app.command()(new_key)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`chorus serve`: the whole cluster on this machine, or the application on a cluster that is there."""
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -10,12 +11,15 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from chorus_cluster.auth.key_file import KeyFile
+from chorus_cluster.auth.keys import KeyFileError
 from chorus_cluster.cli.local_ray import JoinedRay, LocalRay, StartError
 from chorus_cluster.config import ClusterConfig, ConfigError, load
 
 _QUESTION = "What is Chorus?"
 _ANSWER_TIMEOUT_S = 120.0
 _MAX_ANSWER_TOKENS = 256
+_KEY_VARIABLE = "CHORUS_API_KEY"
 
 _OVERRIDES = {
     "model": "model.path",
@@ -48,12 +52,15 @@ def serve(
     console = Console(highlight=False, soft_wrap=True)
     try:
         _serve(load(config, overrides), console)
-    except (ConfigError, StartError) as error:
+    except (ConfigError, KeyFileError, StartError) as error:
         console.print(f"chorus serve: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
 
 
 def _serve(config: ClusterConfig, console: Console) -> None:
+    if config.auth.keys_file is not None and config.ray.address is None:
+        # Else the gateways would say so, a while later. On a cluster of others the file is on its nodes.
+        KeyFile(Path(config.auth.keys_file))
     _raise_on_signals()
     try:
         with Progress(console) as progress:
@@ -78,8 +85,12 @@ def _run(config: ClusterConfig, console: Console, progress: "Progress") -> None:
 
     try:
         deploy(config, progress)
-        progress("Asking the model a question")
-        answer = ask(_local_url(config), config.model.served_name, _QUESTION)
+        key = os.environ.get(_KEY_VARIABLE)
+        if config.auth.keys_file is None or key:
+            progress("Asking the model a question")
+            answer = ask(_local_url(config), config.model.served_name, _QUESTION, key)
+        else:
+            answer = None
         progress.end()
         _announce(config, answer, console)
         while True:
@@ -95,8 +106,9 @@ def _run(config: ClusterConfig, console: Console, progress: "Progress") -> None:
         progress("Ending Ray")
 
 
-def ask(url: str, model: str, question: str) -> str:
+def ask(url: str, model: str, question: str, api_key: str | None = None) -> str:
     """The answer's text, by way of the HTTP API. Errors: StartError."""
+    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     body = {
         "model": model,
         "messages": [{"role": "user", "content": question}],
@@ -106,7 +118,7 @@ def ask(url: str, model: str, question: str) -> str:
     transport = httpx.HTTPTransport(retries=3)
     try:
         with httpx.Client(base_url=url, transport=transport, timeout=_ANSWER_TIMEOUT_S, trust_env=False) as client:
-            response = client.post("/v1/chat/completions", json=body)
+            response = client.post("/v1/chat/completions", json=body, headers=headers)
     except httpx.HTTPError as error:
         raise StartError(f"the server at {url} does not answer: {str(error) or type(error).__name__}") from None
     if response.status_code != httpx.codes.OK:
@@ -142,13 +154,18 @@ class Progress:
         self._status.stop()
 
 
-def _announce(config: ClusterConfig, answer: str, console: Console) -> None:
+def _announce(config: ClusterConfig, answer: str | None, console: Console) -> None:
     url = _local_url(config)
     console.print(f"Chorus serves [bold]{escape(config.model.served_name)}[/bold].")
     console.print(f"  HTTP  {url}  (OpenAI API under /v1, its documentation at /docs, metrics at /metrics)")
     console.print(f"  gRPC  {_connect_host(config)}:{config.grpc.port}  (chorus.v1.ChatService, with reflection)")
-    console.print(f"  It was asked: {_QUESTION}")
-    console.print(f"  and answered: {answer or '(nothing)'}", markup=False)
+    file = config.auth.keys_file
+    console.print(f"  Keys  {file or 'none: whoever reaches it may use it (auth.keys_file)'}", markup=False)
+    if answer is None:
+        console.print(f"  It was not asked anything: {_KEY_VARIABLE} has no API key to ask with.")
+    else:
+        console.print(f"  It was asked: {_QUESTION}")
+        console.print(f"  and answered: {answer or '(nothing)'}", markup=False)
     console.print("Ctrl-C stops it.")
 
 

@@ -52,15 +52,16 @@ class ChatService:
         self._today = today
         self._clock = clock
 
-    async def start(self, request: ChatRequest, *, deadline_unix_s: float | None = None) -> ChatStream:
+    async def start(self, request: ChatRequest, *, deadline_unix_s: float | None = None, owner: str = "") -> ChatStream:
         """Sends the request to the engine and returns its stream of events once the engine has admitted it.
 
-        `deadline_unix_s`: seconds since the epoch after which the request ends with `DeadlineExceeded`.
+        `deadline_unix_s`: seconds since the epoch after which the request ends with `DeadlineExceeded`. `owner`: whose
+        request it is; what engines keep of it for later ones serves those of the same owner alone.
         Errors: those of `chorus_cluster.errors`. Whoever gets a stream must `aclose` it.
         """
         timer = ChatTimer(self.metrics)
         try:
-            return await self._start(request, deadline_unix_s, timer)
+            return await self._start(request, deadline_unix_s, owner, timer)
         except (Exception, asyncio.CancelledError) as error:
             timer.finish(outcome_of(error))
             raise
@@ -76,9 +77,11 @@ class ChatService:
         except TimeoutError:
             raise Unavailable("The workers do not answer.") from None
 
-    async def _start(self, request: ChatRequest, deadline_unix_s: float | None, timer: ChatTimer) -> ChatStream:
+    async def _start(
+        self, request: ChatRequest, deadline_unix_s: float | None, owner: str, timer: ChatTimer
+    ) -> ChatStream:
         completion_id = f"chatcmpl-{secrets.token_hex(16)}"
-        engine_request = await self._prepare(request, completion_id, deadline_unix_s)
+        engine_request = await self._prepare(request, completion_id, deadline_unix_s, owner)
         assembler = AnswerAssembler(
             num_prompt_tokens=len(engine_request.prompt_token_ids),
             include_reasoning=request.include_reasoning,
@@ -109,7 +112,7 @@ class ChatService:
         )
 
     async def _prepare(
-        self, request: ChatRequest, completion_id: str, deadline_unix_s: float | None
+        self, request: ChatRequest, completion_id: str, deadline_unix_s: float | None, owner: str
     ) -> engine_pb2.GenerateRequest:
         model = await self._model(deadline_unix_s)
         validate(request, model)
@@ -120,6 +123,7 @@ class ChatService:
             sampling=sampling_params(request),
             max_tokens=max_new_tokens(request, len(prompt), model.max_model_len),
             deadline_unix_s=deadline_unix_s,
+            cache_salt=owner,
         )
 
     async def _model(self, deadline_unix_s: float | None) -> engine_pb2.ModelInfo:

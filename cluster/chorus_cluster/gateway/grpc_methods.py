@@ -14,7 +14,9 @@ from typing import Any, Protocol
 
 import grpc
 
+from chorus_cluster.auth.keys import Scope
 from chorus_cluster.errors import ChorusError, InvalidRequest, PayloadTooLarge, to_client_error
+from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.completion import collect
 from chorus_cluster.gateway.events import Event
@@ -45,16 +47,19 @@ class GrpcContext(Protocol):
 
 
 class GrpcChatMethods:
-    """Serves `service` over gRPC. `raises_in_streams`: Serve's own proxy stands in front (see above)."""
+    """Serves `service` over gRPC. `access` decides who may ask; by default, everyone. `raises_in_streams`: Serve's own
+    proxy stands in front (see above)."""
 
     def __init__(
         self,
         service: ChatService,
         *,
+        access: Access | None = None,
         raises_in_streams: bool = False,
         max_request_bytes: int = DEFAULT_MAX_BODY_BYTES,
     ) -> None:
         self._service = service
+        self._access = access or Access()
         self._raises_in_streams = raises_in_streams
         self._max_request_bytes = max_request_bytes
 
@@ -104,6 +109,7 @@ class GrpcChatMethods:
     ) -> chat_pb2.ListModelsResponse:
         call = _Call(self._service, "ListModels", grpc_context)
         try:
+            call.owner(self._access)
             if isinstance(request, Malformed):
                 raise request.error()
             info = await self._service.models.get()
@@ -117,12 +123,13 @@ class GrpcChatMethods:
         return chat_pb2.ListModelsResponse(models=[model])
 
     async def _start(self, request: chat_pb2.ChatCompletionRequest | Malformed, call: "_Call") -> ChatStream:
+        owner = call.owner(self._access)
         if isinstance(request, Malformed):
             raise request.error()
         if request.ByteSize() > self._max_request_bytes:
             raise PayloadTooLarge(self._max_request_bytes)
         deadline = call.deadline_unix_s()
-        return await self._service.start(request_from_pb(request), deadline_unix_s=deadline)
+        return await self._service.start(request_from_pb(request), deadline_unix_s=deadline, owner=owner)
 
 
 def _chunk(stream: ChatStream, events: Iterable[Event]) -> chat_pb2.ChatCompletionChunk:
@@ -156,6 +163,10 @@ class _Call:
         if not 0 < seconds < math.inf:
             raise InvalidRequest(TIMEOUT_METADATA, "must be a positive number of seconds")
         return time.time() + seconds
+
+    def owner(self, access: Access) -> str:
+        """Whose call it is. Errors: `Unauthenticated`, `PermissionDenied`."""
+        return access.owner(self._metadata.get("authorization"), Scope.INFERENCE)
 
     def fail(self, error: Exception) -> ChorusError:
         """Sets the status for an error, and returns the one to raise."""

@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from chorus_cluster.errors import ChorusError, InvalidRequest, ModelNotFound
 from chorus_cluster.gateway import http_models as wire
+from chorus_cluster.gateway.access import OWNER, Access, AccessMiddleware
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.http_chat import ChatResponse
 from chorus_cluster.gateway.http_io import RequestMiddleware, error_response, json_response, read_body
@@ -24,6 +25,8 @@ TIMEOUT_HEADER = "x-request-timeout-s"
 _BODY_REF = {"$ref": "#/components/schemas/ChatCompletionRequest"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": wire.ErrorBody, "description": "The request can't be served as it is; `param` names the field."},
+    401: {"model": wire.ErrorBody, "description": "No API key, or none that is in force, where keys are asked for."},
+    403: {"model": wire.ErrorBody, "description": "The API key is not for this."},
     404: {"model": wire.ErrorBody, "description": "No such model."},
     413: {"model": wire.ErrorBody, "description": "The body is too large."},
     429: {"model": wire.ErrorBody, "description": "All queues are full; Retry-After says when to come back."},
@@ -31,6 +34,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     503: {"model": wire.ErrorBody, "description": "No worker can take the request."},
     504: {"model": wire.ErrorBody, "description": f"The time that {TIMEOUT_HEADER} gave has passed."},
 }
+_KEY_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 403)}
 _EVENT_STREAM = {
     "text/event-stream": {
         "schema": {"type": "string", "description": "With `stream`: OpenAI's `chat.completion.chunk` objects."}
@@ -48,15 +52,19 @@ def build_http_app(
     service: ChatService,
     *,
     metrics_page: Callable[[], Awaitable[bytes]] | None = None,
+    access: Access | None = None,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     sends_request_id: bool = True,
 ) -> FastAPI:
     """Builds the application that serves `service`.
 
-    `metrics_page` makes the body of /metrics; by default this gateway's own metrics. `sends_request_id` is off where
+    `metrics_page` makes the body of /metrics; by default this gateway's own metrics. `access` decides who may ask; by
+    default, everyone. `sends_request_id` is off where
     the server around it adds x-request-id to responses.
     """
     app = FastAPI(title="Chorus", version="1", description="Chat completions by gpt-oss models.")
+    # The last one added is the outermost.
+    app.add_middleware(AccessMiddleware, access=access or Access())
     app.add_middleware(RequestMiddleware, metrics=service.metrics, sends_request_id=sends_request_id)
     app.add_exception_handler(ChorusError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -84,7 +92,7 @@ def _add_chat_route(app: FastAPI, service: ChatService, max_body_bytes: int) -> 
         deadline = _deadline(request)
         body = await read_body(request.scope, request.receive, max_body_bytes)
         parsed = parse_chat_body(parse_json(body))
-        return ChatResponse(service, parsed, deadline)
+        return ChatResponse(service, parsed, deadline, request.scope[OWNER])
 
 
 def _deadline(request: Request) -> float | None:
@@ -105,7 +113,7 @@ def _add_model_routes(app: FastAPI, service: ChatService) -> None:
     @app.get(
         "/v1/models",
         response_model=None,
-        responses={200: {"model": wire.ModelList}, 503: _ERRORS[503]},
+        responses={200: {"model": wire.ModelList}, **_KEY_ERRORS, 503: _ERRORS[503]},
         tags=["models"],
     )
     async def list_models() -> Response:
@@ -115,7 +123,7 @@ def _add_model_routes(app: FastAPI, service: ChatService) -> None:
     @app.get(
         "/v1/models/{model:path}",
         response_model=None,
-        responses={200: {"model": wire.Model}, 404: _ERRORS[404], 503: _ERRORS[503]},
+        responses={200: {"model": wire.Model}, **_KEY_ERRORS, 404: _ERRORS[404], 503: _ERRORS[503]},
         tags=["models"],
     )
     async def get_model(model: str) -> Response:
@@ -144,7 +152,13 @@ def _add_operations_routes(
         await service.check_health()
         return json_response({"status": "ok"})
 
-    @app.get("/metrics", response_model=None, response_class=PlainTextResponse, tags=["operations"])
+    @app.get(
+        "/metrics",
+        response_model=None,
+        response_class=PlainTextResponse,
+        responses={**_KEY_ERRORS},
+        tags=["operations"],
+    )
     async def metrics() -> Response:
         """Prometheus' text format."""
         page = service.metrics.exposition() if metrics_page is None else await metrics_page()
@@ -179,5 +193,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 operation["responses"].pop("422", None)
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
+        # Empty beside it: a server without keys asks for none.
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{}, {"key": []}]
         app.openapi_schema = schema
     return app.openapi_schema

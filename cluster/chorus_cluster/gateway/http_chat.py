@@ -30,15 +30,18 @@ class ChatResponse(Response):
     the response, the client, the server or the engine, the request ends with it.
     """
 
-    def __init__(self, service: ChatService, parsed: ParsedBody, deadline_unix_s: float | None) -> None:
+    def __init__(self, service: ChatService, parsed: ParsedBody, deadline_unix_s: float | None, owner: str) -> None:
         super().__init__()
         self._service = service
         self._parsed = parsed
         self._deadline_unix_s = deadline_unix_s
+        self._owner = owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with LeaveWatch(receive):
-            stream = await self._service.start(self._parsed.request, deadline_unix_s=self._deadline_unix_s)
+            stream = await self._service.start(
+                self._parsed.request, deadline_unix_s=self._deadline_unix_s, owner=self._owner
+            )
             try:
                 if self._parsed.stream:
                     await self._send_events(stream, send)

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chorus_cluster.errors import ChorusError, InternalError, PayloadTooLarge
+from chorus_cluster.errors import ChorusError, InternalError, PayloadTooLarge, Unauthenticated
 from chorus_cluster.gateway.metrics import GatewayMetrics
 from chorus_cluster.gateway.request_id import new_request_id, request_id
 
@@ -92,12 +92,14 @@ def _encode(body: dict[str, Any]) -> bytes:
 
 
 def error_response(error: ChorusError) -> Response:
-    """OpenAI's error body with its status, and Retry-After where that is known."""
+    """OpenAI's error body with its status, Retry-After where that is known, and WWW-Authenticate beside 401."""
     if isinstance(error, PayloadTooLarge):
         return _TooLargeResponse(error)
     headers = {}
     if (retry_after := error.retry_after_header()) is not None:
         headers["retry-after"] = retry_after
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
     return json_response(error.body(), error.http_status, headers)
 
 

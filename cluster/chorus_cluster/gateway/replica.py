@@ -2,14 +2,18 @@
 
 import asyncio
 import gc
+import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from chorus_cluster import metrics
+from chorus_cluster.auth.key_file import KeyFile
 from chorus_cluster.config import AppConfig
+from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
 from chorus_cluster.gateway.health import HealthMethods
@@ -18,6 +22,18 @@ from chorus_cluster.gateway.metrics import GatewayMetrics
 from chorus_cluster.harmony.warm_up import warm_up
 from chorus_cluster.routing.client import ServeEngineClient
 from chorus_cluster.routing.retries import RetryPolicy
+
+logger = logging.getLogger(__name__)
+
+
+def _key_file(config: AppConfig) -> KeyFile | None:
+    """Errors: KeyFileError."""
+    if config.auth.keys_file is None:
+        logger.warning("There are no API keys (auth.keys_file): whoever reaches this server may use it")
+        return None
+    keys = KeyFile(Path(config.auth.keys_file))
+    logger.info("%s has %d API keys", keys.path, len(keys.ring()))
+    return keys
 
 
 class GatewayReplica(GrpcChatMethods, HealthMethods):
@@ -38,9 +54,11 @@ class GatewayReplica(GrpcChatMethods, HealthMethods):
             policy=RetryPolicy(max_attempts=config.routing.max_attempts),
             on_retry=own_metrics.on_engine_retry,
         )
+        self._access = Access(_key_file(config))
         GrpcChatMethods.__init__(
             self,
             ChatService(engine, own_metrics),
+            access=self._access,
             raises_in_streams=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1",
         )
         self._replica = serve.get_replica_context().replica_id.unique_id
@@ -50,7 +68,10 @@ class GatewayReplica(GrpcChatMethods, HealthMethods):
     def __serve_build_asgi_app__(self) -> Any:
         # Serve adds x-request-id itself.
         return build_http_app(
-            self._service, metrics_page=lambda: self._hub.cluster_page(self._page()), sends_request_id=False
+            self._service,
+            metrics_page=lambda: self._hub.cluster_page(self._page()),
+            access=self._access,
+            sends_request_id=False,
         )
 
     def _page(self) -> metrics.Page:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from chorus_cluster.auth.keys import Scope, parse_keys
 from chorus_cluster.cli import chat, local_ray
 from chorus_cluster.cli.deploy import reason_of
 from chorus_cluster.cli.local_ray import StartError, check_ports, ray_environment, required_cpus
@@ -25,7 +26,7 @@ runner = CliRunner()
 def test_the_command_lists_what_it_can_do() -> None:
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("serve", "chat", "batch", "version"):
+    for command in ("serve", "chat", "batch", "new-key", "version"):
         assert command in result.output
 
 
@@ -36,6 +37,27 @@ def test_a_bad_configuration_ends_at_once_with_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 1
     expected = f"chorus serve: {file}: workers.replica: unknown key; did you mean 'replicas'?"
     assert result.output.strip() == expected
+
+
+def test_a_key_file_that_can_t_be_used_ends_a_start_at_once(tmp_path: Path) -> None:
+    file, keys = tmp_path / "chorus.yaml", tmp_path / "keys.yaml"
+    file.write_text(f"auth: {{keys_file: {keys}}}\n")
+    result = runner.invoke(app, ["serve", "--config", str(file)])
+    assert result.exit_code == 1
+    assert result.output.strip() == f"chorus serve: can't read {keys}: No such file or directory"
+    keys.write_text("keys: 5")
+    result = runner.invoke(app, ["serve", "--config", str(file)])
+    assert result.output.startswith(f"chorus serve: {keys}: keys: ")
+
+
+def test_a_new_key_is_shown_once_beside_its_entry() -> None:
+    result = runner.invoke(app, ["new-key", "ci", "--owner", "team-a", "--scope", "metrics", "--scope", "inference"])
+    assert result.exit_code == 0
+    key = result.output.split()[result.output.split().index("once:") + 1]
+    found = parse_keys("keys:\n" + result.output[result.output.index("- id:") :]).find(key)
+    assert found is not None
+    assert (found.id, found.owner, found.scopes) == ("ci", "team-a", frozenset(Scope))
+    assert runner.invoke(app, ["new-key", "a b"]).exit_code == 2
 
 
 def test_a_flag_out_of_range_is_named() -> None:

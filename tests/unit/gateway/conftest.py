@@ -77,15 +77,22 @@ class _Servicer(chat_pb2_grpc.ChatServiceServicer):
                 yield chunk
 
 
-@pytest.fixture
-async def grpc_channel(service: ChatService) -> AsyncIterator[grpc.aio.Channel]:
+@contextlib.asynccontextmanager
+async def serve_grpc(methods: GrpcChatMethods) -> AsyncIterator[grpc.aio.Channel]:
+    """A server of these methods, and a way to it."""
     server = grpc.aio.server()
-    add_chat_service(_Servicer(GrpcChatMethods(service, max_request_bytes=1_000_000)), server)
+    add_chat_service(_Servicer(methods), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel
     await server.stop(None)
+
+
+@pytest.fixture
+async def grpc_channel(service: ChatService) -> AsyncIterator[grpc.aio.Channel]:
+    async with serve_grpc(GrpcChatMethods(service, max_request_bytes=1_000_000)) as channel:
+        yield channel
 
 
 @pytest.fixture
