@@ -107,6 +107,18 @@ def test_host_path(helm: Helm) -> None:
     assert mounts(engine)["model"]["readOnly"] is True
 
 
+def test_api_keys_reach_the_gateways_alone(helm: Helm, defaults: Rendered) -> None:
+    rendered = helm.template({"apiKeys.existingSecret": "chorus-keys", "apiKeys.key": "k.yaml"})
+    templates = rendered.pod_templates
+    assert {name for name, template in templates.items() if "api-keys" in volumes(template)} == {"gateway"}
+    secret = volumes(templates["gateway"])["api-keys"]["secret"]
+    assert secret == {"secretName": "chorus-keys", "items": [{"key": "k.yaml", "path": "k.yaml"}]}
+    mount = mounts(templates["gateway"])["api-keys"]
+    assert mount == {"name": "api-keys", "mountPath": "/etc/chorus/api-keys", "readOnly": True}
+    assert rendered.application["args"]["auth"] == {"keys_file": "/etc/chorus/api-keys/k.yaml"}
+    assert "auth" not in defaults.application["args"]
+
+
 def test_gpus_are_requested_and_limited(helm: Helm) -> None:
     rendered = helm.template({"config.workers.shards": 8, "workerGroups.engine.gpus": 8})
     resources = container(rendered.pod_templates["engine"])["resources"]
@@ -216,12 +228,13 @@ def test_names_fit_kuberay(helm: Helm) -> None:
 
 
 class _Models(BaseHTTPRequestHandler):
-    """Answers /v1/models with the server's `models`."""
+    """Answers /v1/models with the server's `models`, and /health, as a server with API keys does whom none is shown."""
 
     server: "_ModelsServer"
 
     def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/v1/models" else 404)
+        is_open = self.path == "/health" or (self.path == "/v1/models" and not self.server.has_keys)
+        self.send_response(200 if is_open else 401)
         self.end_headers()
         self.wfile.write(json.dumps({"data": [{"id": name} for name in self.server.models]}).encode())
 
@@ -231,19 +244,31 @@ class _Models(BaseHTTPRequestHandler):
 
 class _ModelsServer(HTTPServer):
     models: list[str]
+    has_keys = False
 
 
 @pytest.mark.parametrize("models", [["chorus-demo"], []])
 def test_helms_own_test_asks_for_models(defaults: Rendered, models: list[str]) -> None:
-    (pod,) = defaults.of_kind("Pod")
+    done = run_helms_test(defaults, models, has_keys=False)
+    assert done.returncode == (0 if models else 1)
+    assert done.stdout.split() == models
+
+
+def test_helms_own_test_has_no_api_key(helm: Helm, defaults: Rendered) -> None:
+    closed = helm.template({"apiKeys.existingSecret": "chorus-keys"})
+    assert run_helms_test(closed, [], has_keys=True).returncode == 0
+    assert run_helms_test(defaults, ["chorus-demo"], has_keys=True).returncode == 1
+
+
+def run_helms_test(rendered: Rendered, models: list[str], *, has_keys: bool) -> subprocess.CompletedProcess[str]:
+    (pod,) = rendered.of_kind("Pod")
     (checker,) = pod["spec"]["containers"]
     assert checker["command"] == ["python", "-c"]
     with _ModelsServer(("127.0.0.1", 0), _Models) as server:
-        server.models = models
+        server.models, server.has_keys = models, has_keys
         thread = threading.Thread(target=server.handle_request)
         thread.start()
         script = checker["args"][0].replace("test-chorus-serve-svc:8000", f"127.0.0.1:{server.server_port}")
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
         thread.join()
-    assert done.returncode == (0 if models else 1)
-    assert done.stdout.split() == models
+    return done

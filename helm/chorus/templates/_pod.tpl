@@ -84,6 +84,12 @@ readinessProbe:
       subPath: {{ . }}
       {{- end }}
     {{- end }}
+    {{- if .mountKeys }}
+    # The folder: a single file would not follow the secret's changes.
+    - name: api-keys
+      mountPath: {{ include "chorus.apiKeysPath" .root }}
+      readOnly: true
+    {{- end }}
 {{- end -}}
 
 {{- define "chorus.volumes" -}}
@@ -102,6 +108,14 @@ readinessProbe:
     path: {{ .root.Values.modelVolume.hostPath }}
     type: Directory
   {{- end }}
+{{- end }}
+{{- if .mountKeys }}
+- name: api-keys
+  secret:
+    secretName: {{ .root.Values.apiKeys.existingSecret }}
+    items:
+      - key: {{ .root.Values.apiKeys.key }}
+        path: {{ .root.Values.apiKeys.key }}
 {{- end }}
 {{- end -}}
 
@@ -128,7 +142,9 @@ topologySpreadConstraints:
 {{- define "chorus.podTemplate" -}}
 {{- $hasVolume := or .root.Values.modelVolume.existingClaim .root.Values.modelVolume.hostPath -}}
 {{- $takesEngines := has "engine" (.group.roles | default list) -}}
-{{- $pod := merge (dict "mountModel" (and $hasVolume $takesEngines)) . -}}
+{{- $takesGateways := has "gateway" (.group.roles | default list) -}}
+{{- $mounts := dict "mountModel" (and $hasVolume $takesEngines) "mountKeys" (and .root.Values.apiKeys.existingSecret $takesGateways) -}}
+{{- $pod := merge $mounts . -}}
 metadata:
   labels:
     {{- with .group.podLabels }}

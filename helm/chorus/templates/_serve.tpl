@@ -10,7 +10,14 @@ arguments change, so counts go into `deployments`, which Serve changes in place.
 {{- $config := deepCopy .Values.config -}}
 {{- $_ := set $config "gateway" (omit $config.gateway "replicas") -}}
 {{- $_ := set $config "workers" (omit $config.workers "replicas") -}}
+{{- if .Values.apiKeys.existingSecret -}}
+{{- $_ := set $config "auth" (dict "keys_file" (printf "%s/%s" (include "chorus.apiKeysPath" .) .Values.apiKeys.key)) -}}
+{{- end -}}
 {{- toYaml $config -}}
+{{- end -}}
+
+{{- define "chorus.apiKeysPath" -}}
+/etc/chorus/api-keys
 {{- end -}}
 
 {{- /* The Serve config: what KubeRay sends to PUT /api/serve/applications/. */ -}}
