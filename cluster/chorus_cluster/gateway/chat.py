@@ -66,6 +66,11 @@ class ChatService:
             timer.finish(outcome_of(error))
             raise
 
+    def render(self, request: ChatRequest, model: engine_pb2.ModelInfo) -> list[int]:
+        """The token ids that the model would be sent. Errors: RequestError."""
+        validate(request, model)
+        return self._render(request, model.max_model_len)
+
     async def check_health(self) -> None:
         """Returns if a worker answers.
 
@@ -115,8 +120,7 @@ class ChatService:
         self, request: ChatRequest, completion_id: str, deadline_unix_s: float | None, owner: str
     ) -> engine_pb2.GenerateRequest:
         model = await self._model(deadline_unix_s)
-        validate(request, model)
-        prompt = self._render(request, model.max_model_len)
+        prompt = self.render(request, model)
         return engine_pb2.GenerateRequest(
             request_id=completion_id,
             prompt_token_ids=prompt,

@@ -10,9 +10,10 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from chorus_cluster.auth.keys import Scope
 from chorus_cluster.errors import ChorusError, InvalidRequest, PayloadTooLarge, to_client_error
@@ -25,6 +26,7 @@ from chorus_cluster.gateway.grpc_service import Malformed
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES
 from chorus_cluster.gateway.request_id import new_request_id, request_id
 from chorus_cluster.gateway.stream import ChatStream
+from chorus_cluster.gateway.tokens import detokenize, tokenize
 from chorus_protos.v1 import chat_pb2
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 # As HTTP's header of that name, for callers whose own deadline doesn't reach us: Serve doesn't tell it.
 TIMEOUT_METADATA = "x-request-timeout-s"
 _SERVICE = "/chorus.v1.ChatService/"
+RequestT = TypeVar("RequestT", bound=Message)
 
 
 class GrpcContext(Protocol):
@@ -110,8 +113,7 @@ class GrpcChatMethods:
         call = _Call(self._service, "ListModels", grpc_context)
         try:
             call.owner(self._access)
-            if isinstance(request, Malformed):
-                raise request.error()
+            self._readable(request)
             info = await self._service.models.get()
         except Exception as error:  # The edge: every error becomes a status here.
             call.fail(error)
@@ -122,14 +124,50 @@ class GrpcChatMethods:
         )
         return chat_pb2.ListModelsResponse(models=[model])
 
+    async def Tokenize(
+        self, request: chat_pb2.TokenizeRequest | Malformed, grpc_context: GrpcContext
+    ) -> chat_pb2.TokenizeResponse:
+        call = _Call(self._service, "Tokenize", grpc_context)
+        try:
+            call.owner(self._access)
+            asked = self._readable(request)
+            if asked.WhichOneof("input") is None:
+                raise InvalidRequest("prompt", "is required, or chat")
+            prompt = request_from_pb(asked.chat) if asked.HasField("chat") else asked.prompt
+            done = await tokenize(self._service, asked.model, prompt)
+        except Exception as error:  # The edge: every error becomes a status here.
+            call.fail(error)
+            return chat_pb2.TokenizeResponse()
+        call.end(grpc.StatusCode.OK)
+        return chat_pb2.TokenizeResponse(token_ids=done.token_ids, max_model_len=done.max_model_len)
+
+    async def Detokenize(
+        self, request: chat_pb2.DetokenizeRequest | Malformed, grpc_context: GrpcContext
+    ) -> chat_pb2.DetokenizeResponse:
+        call = _Call(self._service, "Detokenize", grpc_context)
+        try:
+            call.owner(self._access)
+            asked = self._readable(request)
+            text = await detokenize(self._service, asked.model, asked.token_ids)
+        except Exception as error:  # The edge: every error becomes a status here.
+            call.fail(error)
+            return chat_pb2.DetokenizeResponse()
+        call.end(grpc.StatusCode.OK)
+        return chat_pb2.DetokenizeResponse(text=text)
+
     async def _start(self, request: chat_pb2.ChatCompletionRequest | Malformed, call: "_Call") -> ChatStream:
         owner = call.owner(self._access)
+        asked = self._readable(request)
+        deadline = call.deadline_unix_s()
+        return await self._service.start(request_from_pb(asked), deadline_unix_s=deadline, owner=owner)
+
+    def _readable(self, request: RequestT | Malformed) -> RequestT:
+        """The request, if it can be read. Errors: `InvalidRequest`, `PayloadTooLarge`."""
         if isinstance(request, Malformed):
             raise request.error()
         if request.ByteSize() > self._max_request_bytes:
             raise PayloadTooLarge(self._max_request_bytes)
-        deadline = call.deadline_unix_s()
-        return await self._service.start(request_from_pb(request), deadline_unix_s=deadline, owner=owner)
+        return request
 
 
 def _chunk(stream: ChatStream, events: Iterable[Event]) -> chat_pb2.ChatCompletionChunk:

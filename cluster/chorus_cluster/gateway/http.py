@@ -1,4 +1,4 @@
-"""The HTTP surface: OpenAI's chat completions and models, health, metrics, and the OpenAPI pages."""
+"""The HTTP surface: OpenAI's chat completions and models, vLLM's tokenizer, health, metrics, and the OpenAPI pages."""
 
 import math
 import time
@@ -17,6 +17,7 @@ from chorus_cluster.gateway.access import OWNER, Access, AccessMiddleware
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.http_chat import ChatResponse
 from chorus_cluster.gateway.http_io import RequestMiddleware, error_response, json_response, read_body
+from chorus_cluster.gateway.http_tokens import add_token_routes
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES, parse_chat_body, parse_json
 from chorus_protos.v1 import engine_pb2
 
@@ -70,6 +71,9 @@ def build_http_app(
     app.add_exception_handler(HTTPException, _on_http_exception)
     _add_chat_route(app, service, max_body_bytes)
     _add_model_routes(app, service)
+    add_token_routes(
+        app, service, max_body_bytes, {status: _ERRORS[status] for status in (400, 401, 403, 404, 413, 503)}
+    )
     _add_operations_routes(app, service, metrics_page)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -1,7 +1,7 @@
 """JSON body to `ChatRequest`: the way in for HTTP and for batch lines."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ def parse_chat_body(value: Any) -> ParsedBody:
     try:
         body = ChatCompletionBody.model_validate(value)
     except ValidationError as error:
-        raise _to_invalid_request(error, value) from None
+        raise to_invalid_request(error, value) from None
     _refuse_unserved(body)
     stream = bool(body.stream)
     if body.stream_options is not None and not stream:
@@ -64,7 +64,7 @@ def _check_bulk(value: dict[str, Any]) -> None:
     """Refuses at a glance what would take long to check closely."""
     for name in value:
         if name not in ChatCompletionBody.model_fields:
-            raise _unknown_field(name)
+            raise unknown_field(name, ChatCompletionBody.model_fields)
     for name in MAX_ELEMENTS:
         if isinstance(value.get(name), list | dict):
             check_size(name, len(value[name]))
@@ -78,9 +78,10 @@ def _check_bulk(value: dict[str, Any]) -> None:
         raise InvalidRequest("messages", f"hold {num_parts} parts and tool calls; at most {MAX_PARTS} are allowed")
 
 
-def _unknown_field(name: str) -> InvalidRequest:
+def unknown_field(name: str, known: Iterable[str]) -> InvalidRequest:
+    """The error for a field of a body that has the known ones."""
     name = name[:_MAX_SHOWN_PATH]
-    near = difflib.get_close_matches(name, ChatCompletionBody.model_fields, n=1)
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     return InvalidRequest(name, f"is not a known field{hint}")
 
@@ -222,7 +223,7 @@ _TYPES = {
 }
 
 
-def _to_invalid_request(error: ValidationError, value: Any) -> InvalidRequest:
+def to_invalid_request(error: ValidationError, value: Any) -> InvalidRequest:
     """The deepest of Pydantic's findings; where a field may have one of several types, all that it may have."""
     findings = [(_path(details, value), details) for details in error.errors(include_url=False)]
     path = max((path for path, _ in findings), key=lambda path: path.count(".") + path.count("["))

@@ -127,7 +127,9 @@ def read_header(
     """
     reader = _Reader(segments, origin, tools, closed)
     for position, segment in enumerate(segments):
-        reader.read(segment, is_last_of_kind=all(later.marker != segment.marker for later in segments[position + 1 :]))
+        # A content type has no channel behind it.
+        ends = (segment.marker, CHANNEL)
+        reader.read(segment, is_last_of_kind=all(later.marker not in ends for later in segments[position + 1 :]))
         rest = segment.after(reader.num_bytes_read)
         rest_text = b"".join(rest.pieces).decode(errors="replace")
         is_last = position == len(segments) - 1

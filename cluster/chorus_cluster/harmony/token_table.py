@@ -4,10 +4,11 @@ import binascii
 import functools
 from array import array
 from dataclasses import dataclass
+from typing import Final
 
 from . import vocabulary
 
-_SPECIAL_NAMES = {
+SPECIAL_NAMES: Final = {
     vocabulary.START_OF_TEXT: "startoftext",
     vocabulary.ENDOFTEXT: "endoftext",
     vocabulary.RETURN: "return",
@@ -60,7 +61,7 @@ def token_bytes(token_id: int) -> bytes:
     if not 0 <= token_id < vocabulary.VOCABULARY_SIZE:
         raise ValueError(f"token id {token_id} is outside the vocabulary of {vocabulary.VOCABULARY_SIZE}")
     if token_id >= vocabulary.NUM_TEXT_TOKENS:
-        return f"<|{_SPECIAL_NAMES.get(token_id, f'reserved_{token_id}')}|>".encode()
+        return f"<|{SPECIAL_NAMES.get(token_id, f'reserved_{token_id}')}|>".encode()
     table = load_token_table()
     return table.blob[table.offsets[token_id] : table.offsets[token_id + 1]]
 

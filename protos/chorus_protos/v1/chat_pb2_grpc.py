@@ -50,6 +50,16 @@ class ChatServiceStub:
                 request_serializer=chorus__protos_dot_v1_dot_chat__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=chorus__protos_dot_v1_dot_chat__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/chorus.v1.ChatService/Tokenize',
+                request_serializer=chorus__protos_dot_v1_dot_chat__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=chorus__protos_dot_v1_dot_chat__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/chorus.v1.ChatService/Detokenize',
+                request_serializer=chorus__protos_dot_v1_dot_chat__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=chorus__protos_dot_v1_dot_chat__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
 
 
 class ChatServiceServicer:
@@ -74,6 +84,18 @@ class ChatServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChatServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +113,16 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=chorus__protos_dot_v1_dot_chat__pb2.ListModelsRequest.FromString,
                     response_serializer=chorus__protos_dot_v1_dot_chat__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=chorus__protos_dot_v1_dot_chat__pb2.TokenizeRequest.FromString,
+                    response_serializer=chorus__protos_dot_v1_dot_chat__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=chorus__protos_dot_v1_dot_chat__pb2.DetokenizeRequest.FromString,
+                    response_serializer=chorus__protos_dot_v1_dot_chat__pb2.DetokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +207,60 @@ class ChatService:
             '/chorus.v1.ChatService/ListModels',
             chorus__protos_dot_v1_dot_chat__pb2.ListModelsRequest.SerializeToString,
             chorus__protos_dot_v1_dot_chat__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.v1.ChatService/Tokenize',
+            chorus__protos_dot_v1_dot_chat__pb2.TokenizeRequest.SerializeToString,
+            chorus__protos_dot_v1_dot_chat__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.v1.ChatService/Detokenize',
+            chorus__protos_dot_v1_dot_chat__pb2.DetokenizeRequest.SerializeToString,
+            chorus__protos_dot_v1_dot_chat__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

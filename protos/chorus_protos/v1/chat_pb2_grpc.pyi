@@ -36,6 +36,8 @@ class ChatServiceStub:
     CreateChatCompletion: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ChatCompletionRequest, _chat_pb2.ChatCompletionResponse]
     StreamChatCompletion: _grpc.UnaryStreamMultiCallable[_chat_pb2.ChatCompletionRequest, _chat_pb2.ChatCompletionChunk]
     ListModels: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ListModelsRequest, _chat_pb2.ListModelsResponse]
+    Tokenize: _grpc.UnaryUnaryMultiCallable[_chat_pb2.TokenizeRequest, _chat_pb2.TokenizeResponse]
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_chat_pb2.DetokenizeRequest, _chat_pb2.DetokenizeResponse]
 
 @_typing.type_check_only
 class ChatServiceAsyncStub(ChatServiceStub):
@@ -45,6 +47,8 @@ class ChatServiceAsyncStub(ChatServiceStub):
     CreateChatCompletion: _aio.UnaryUnaryMultiCallable[_chat_pb2.ChatCompletionRequest, _chat_pb2.ChatCompletionResponse]  # type: ignore[assignment]
     StreamChatCompletion: _aio.UnaryStreamMultiCallable[_chat_pb2.ChatCompletionRequest, _chat_pb2.ChatCompletionChunk]  # type: ignore[assignment]
     ListModels: _aio.UnaryUnaryMultiCallable[_chat_pb2.ListModelsRequest, _chat_pb2.ListModelsResponse]  # type: ignore[assignment]
+    Tokenize: _aio.UnaryUnaryMultiCallable[_chat_pb2.TokenizeRequest, _chat_pb2.TokenizeResponse]  # type: ignore[assignment]
+    Detokenize: _aio.UnaryUnaryMultiCallable[_chat_pb2.DetokenizeRequest, _chat_pb2.DetokenizeResponse]  # type: ignore[assignment]
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     """Conversations with a gpt-oss model. Everything /v1/chat/completions says over HTTP, typed."""
@@ -69,5 +73,19 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chat_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_chat_pb2.ListModelsResponse, _abc.Awaitable[_chat_pb2.ListModelsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request: _chat_pb2.TokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.TokenizeResponse, _abc.Awaitable[_chat_pb2.TokenizeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _chat_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.DetokenizeResponse, _abc.Awaitable[_chat_pb2.DetokenizeResponse]]: ...
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

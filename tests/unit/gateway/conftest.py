@@ -71,6 +71,12 @@ class _Servicer(chat_pb2_grpc.ChatServiceServicer):
     async def ListModels(self, request, context):  # type: ignore[no-untyped-def, override]
         return await self._methods.ListModels(request, grpc_context=context)
 
+    async def Tokenize(self, request, context):  # type: ignore[no-untyped-def, override]
+        return await self._methods.Tokenize(request, grpc_context=context)
+
+    async def Detokenize(self, request, context):  # type: ignore[no-untyped-def, override]
+        return await self._methods.Detokenize(request, grpc_context=context)
+
     async def StreamChatCompletion(self, request, context):  # type: ignore[no-untyped-def, override]
         async with contextlib.aclosing(self._methods.StreamChatCompletion(request, grpc_context=context)) as chunks:
             async for chunk in chunks:

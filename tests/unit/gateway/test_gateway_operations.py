@@ -139,6 +139,6 @@ async def test_openapi_says_what_is_answered(http: httpx.AsyncClient) -> None:
     assert [(p["in"], p["name"]) for p in chat["parameters"]] == [("header", "x-request-timeout-s")]
     assert set(paths["/metrics"]["get"]["responses"]["200"]["content"]) == {"text/plain"}
     assert set(paths["/v1/models/{model}"]["get"]["responses"]) == {"200", "401", "403", "404", "503"}
-    assert set(paths["/v1/models"]["get"]["responses"]) == {"200", "503"}
+    assert set(paths["/v1/models"]["get"]["responses"]) == {"200", "401", "403", "503"}
     # FastAPI's own errors, which no route of ours answers.
     assert not [name for name in schema["components"]["schemas"] if "ValidationError" in name]

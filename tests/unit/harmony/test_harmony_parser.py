@@ -121,6 +121,11 @@ MALFORMED = [
         [(NAME, "f"), (ARGUMENTS, "{}")],
         ["doubled_recipient"],
     ),
+    (
+        "<|channel|>commentary to=functions.f json<|constrain|>Protect<|channel|><|message|>{}<|call|>",
+        [(R, "Protect"), (NAME, "f"), (ARGUMENTS, "{}")],
+        ["unexpected_header_text"],
+    ),
     ("<|channel|>commentary to=f json<|message|>{}<|call|>", [(NAME, "f"), (ARGUMENTS, "{}")], ["bare_recipient"]),
     ("<|channel|>commentary functions.f<|message|>{}<|call|>", [(NAME, "f"), (ARGUMENTS, "{}")], ["bare_recipient"]),
     ("<|channel|>commentary f json<|message|>{}<|call|>", [(NAME, "f"), (ARGUMENTS, "{}")], ["bare_recipient"]),
