@@ -5,13 +5,15 @@ before any byte of an answer), then parse what comes into events until the reque
 """
 
 import asyncio
+import contextlib
 import datetime
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from chorus_cluster.errors import ContextTooLong, DeadlineExceeded, InvalidRequest, Unavailable
 from chorus_cluster.gateway.answer import AnswerAssembler
+from chorus_cluster.gateway.choices import all_or_none
 from chorus_cluster.gateway.metrics import ChatTimer, GatewayMetrics
 from chorus_cluster.gateway.model_info import ModelInfoCache
 from chorus_cluster.gateway.request import ChatRequest
@@ -53,18 +55,29 @@ class ChatService:
         self._clock = clock
 
     async def start(self, request: ChatRequest, *, deadline_unix_s: float | None = None, owner: str = "") -> ChatStream:
-        """Sends the request to the engine and returns its stream of events once the engine has admitted it.
+        """`start_all` of a request for one answer."""
+        (stream,) = await self.start_all(request, deadline_unix_s=deadline_unix_s, owner=owner)
+        return stream
+
+    async def start_all(
+        self, request: ChatRequest, *, deadline_unix_s: float | None = None, owner: str = ""
+    ) -> list[ChatStream]:
+        """Sends the request to the engine and returns a stream of events for each of its `n` answers, once the engine
+        has admitted all of them.
 
         `deadline_unix_s`: seconds since the epoch after which the request ends with `DeadlineExceeded`. `owner`: whose
         request it is; what engines keep of it for later ones serves those of the same owner alone.
-        Errors: those of `chorus_cluster.errors`. Whoever gets a stream must `aclose` it.
+        Errors: those of `chorus_cluster.errors`. Whoever gets streams must `aclose` each.
         """
-        timer = ChatTimer(self.metrics)
-        try:
-            return await self._start(request, deadline_unix_s, owner, timer)
-        except (Exception, asyncio.CancelledError) as error:
-            timer.finish(outcome_of(error))
-            raise
+        completion_id = f"chatcmpl-{secrets.token_hex(16)}"
+        with _counting_failures(ChatTimer(self.metrics)) as timer:
+            asked = await self._prepare(request, completion_id, deadline_unix_s, owner)
+            first = await self._start(request, completion_id, asked, timer)
+        if request.n == 1:
+            return [first]
+        # Only now, that the engine's prefix cache may have the prompt.
+        others = (self._start_another(request, completion_id, _another(asked, i)) for i in range(1, request.n))
+        return [first, *await all_or_none(others, first)]
 
     def render(self, request: ChatRequest, model: engine_pb2.ModelInfo) -> list[int]:
         """The token ids that the model would be sent. Errors: RequestError."""
@@ -82,11 +95,15 @@ class ChatService:
         except TimeoutError:
             raise Unavailable("The workers do not answer.") from None
 
-    async def _start(
-        self, request: ChatRequest, deadline_unix_s: float | None, owner: str, timer: ChatTimer
+    async def _start_another(
+        self, request: ChatRequest, completion_id: str, engine_request: engine_pb2.GenerateRequest
     ) -> ChatStream:
-        completion_id = f"chatcmpl-{secrets.token_hex(16)}"
-        engine_request = await self._prepare(request, completion_id, deadline_unix_s, owner)
+        with _counting_failures(ChatTimer(self.metrics)) as timer:
+            return await self._start(request, completion_id, engine_request, timer)
+
+    async def _start(
+        self, request: ChatRequest, completion_id: str, engine_request: engine_pb2.GenerateRequest, timer: ChatTimer
+    ) -> ChatStream:
         assembler = AnswerAssembler(
             num_prompt_tokens=len(engine_request.prompt_token_ids),
             include_reasoning=request.include_reasoning,
@@ -152,6 +169,25 @@ class ChatService:
             raise ContextTooLong(error.field, error.message) from None
         except InvalidConversation as error:
             raise InvalidRequest(error.field, error.message) from None
+
+
+@contextlib.contextmanager
+def _counting_failures(timer: ChatTimer) -> Iterator[ChatTimer]:
+    """What is raised within ends the request that the timer counts."""
+    try:
+        yield timer
+    except (Exception, asyncio.CancelledError) as error:
+        timer.finish(outcome_of(error))
+        raise
+
+
+def _another(first: engine_pb2.GenerateRequest, index: int) -> engine_pb2.GenerateRequest:
+    """The request for another answer: the same but for its name and seed."""
+    other = engine_pb2.GenerateRequest()
+    other.CopyFrom(first)
+    other.request_id = f"{first.request_id}-{index}"
+    other.sampling.seed = (first.sampling.seed + index) % 2**64
+    return other
 
 
 def sampling_params(request: ChatRequest) -> engine_pb2.SamplingParams:

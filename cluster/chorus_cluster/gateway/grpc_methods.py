@@ -6,6 +6,7 @@ and two tracebacks in the log, so it is raised only there.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -19,9 +20,9 @@ from chorus_cluster.auth.keys import Scope
 from chorus_cluster.errors import ChorusError, InvalidRequest, PayloadTooLarge, to_client_error
 from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.choices import close_all, merged, together, total
 from chorus_cluster.gateway.completion import collect
-from chorus_cluster.gateway.events import Event
-from chorus_cluster.gateway.grpc_models import completion_to_pb, deltas_to_pb, request_from_pb
+from chorus_cluster.gateway.grpc_models import completion_to_pb, deltas_to_pb, request_from_pb, usage_to_pb
 from chorus_cluster.gateway.grpc_service import Malformed
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES
 from chorus_cluster.gateway.request_id import new_request_id, request_id
@@ -71,11 +72,11 @@ class GrpcChatMethods:
     ) -> chat_pb2.ChatCompletionResponse:
         call = _Call(self._service, "CreateChatCompletion", grpc_context)
         try:
-            stream = await self._start(request, call)
+            streams = await self._start(request, call)
             try:
-                response = completion_to_pb(await collect(stream))
+                response = completion_to_pb(await together(map(collect, streams)))
             finally:
-                await stream.aclose()
+                await close_all(streams)
         except asyncio.CancelledError:
             call.end(grpc.StatusCode.CANCELLED)
             raise
@@ -90,13 +91,21 @@ class GrpcChatMethods:
     ) -> AsyncIterator[chat_pb2.ChatCompletionChunk]:
         call = _Call(self._service, "StreamChatCompletion", grpc_context)
         try:
-            stream = await self._start(request, call)
+            streams = await self._start(request, call)
+            first = streams[0]
             try:
-                yield _chunk(stream, ())
-                async for events in stream:
-                    yield _chunk(stream, events)
+                yield _chunk(first, ())
+                if len(streams) == 1:
+                    async for events in first:
+                        yield _chunk(first, deltas_to_pb(events))
+                else:
+                    async with contextlib.aclosing(merged(streams)) as pieces:
+                        async for index, events in pieces:
+                            yield _chunk(first, deltas_to_pb(events, index))
+                    usage = usage_to_pb(total([stream.usage for stream in streams]))
+                    yield _chunk(first, [chat_pb2.ChatDelta(usage=usage)])
             finally:
-                await stream.aclose()
+                await close_all(streams)
         except (asyncio.CancelledError, GeneratorExit):
             call.end(grpc.StatusCode.CANCELLED)
             raise
@@ -155,11 +164,11 @@ class GrpcChatMethods:
         call.end(grpc.StatusCode.OK)
         return chat_pb2.DetokenizeResponse(text=text)
 
-    async def _start(self, request: chat_pb2.ChatCompletionRequest | Malformed, call: "_Call") -> ChatStream:
+    async def _start(self, request: chat_pb2.ChatCompletionRequest | Malformed, call: "_Call") -> list[ChatStream]:
         owner = call.owner(self._access)
         asked = self._readable(request)
         deadline = call.deadline_unix_s()
-        return await self._service.start(request_from_pb(asked), deadline_unix_s=deadline, owner=owner)
+        return await self._service.start_all(request_from_pb(asked), deadline_unix_s=deadline, owner=owner)
 
     def _readable(self, request: RequestT | Malformed) -> RequestT:
         """The request, if it can be read. Errors: `InvalidRequest`, `PayloadTooLarge`."""
@@ -170,10 +179,8 @@ class GrpcChatMethods:
         return request
 
 
-def _chunk(stream: ChatStream, events: Iterable[Event]) -> chat_pb2.ChatCompletionChunk:
-    return chat_pb2.ChatCompletionChunk(
-        id=stream.id, created=stream.created, model=stream.model, deltas=deltas_to_pb(events)
-    )
+def _chunk(stream: ChatStream, deltas: Iterable[chat_pb2.ChatDelta]) -> chat_pb2.ChatCompletionChunk:
+    return chat_pb2.ChatCompletionChunk(id=stream.id, created=stream.created, model=stream.model, deltas=deltas)
 
 
 class _Call:

@@ -1,9 +1,10 @@
 """`chorus.v1` chat messages to and from what the gateway works with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway import events as ev
+from chorus_cluster.gateway.choices import total
 from chorus_cluster.gateway.completion import Completion
 from chorus_cluster.gateway.parse import parse_json
 from chorus_cluster.gateway.request import ChatRequest
@@ -57,6 +58,7 @@ def request_from_pb(pb: chat_pb2.ChatCompletionRequest) -> ChatRequest:
         seed=pb.seed if pb.HasField("seed") else None,
         logit_bias=dict(pb.logit_bias),
         stop=tuple(pb.stop),
+        n=pb.n if pb.HasField("n") else 1,
         top_logprobs=pb.top_logprobs if pb.HasField("top_logprobs") else None,
     )
 
@@ -88,11 +90,24 @@ def _tool(pb: chat_pb2.FunctionTool, index: int) -> Tool:
     return Tool(pb.name, pb.description, parameters)
 
 
-def completion_to_pb(completion: Completion) -> chat_pb2.ChatCompletionResponse:
+def completion_to_pb(completions: Sequence[Completion]) -> chat_pb2.ChatCompletionResponse:
+    """The response of one request's answers."""
+    choices = [_choice(completion) for completion in completions]
+    first = completions[0]
     return chat_pb2.ChatCompletionResponse(
-        id=completion.id,
-        created=completion.created,
-        model=completion.model,
+        id=first.id,
+        created=first.created,
+        model=first.model,
+        message=choices[0].message,
+        finish_reason=choices[0].finish_reason,
+        logprobs=choices[0].logprobs,
+        usage=usage_to_pb(total([completion.finished.usage for completion in completions])),
+        choices=choices if len(choices) > 1 else (),
+    )
+
+
+def _choice(completion: Completion) -> chat_pb2.ChatChoice:
+    return chat_pb2.ChatChoice(
         message=chat_pb2.ChatMessage(
             role=chat_pb2.ROLE_ASSISTANT,
             content=completion.content or "",
@@ -103,13 +118,15 @@ def completion_to_pb(completion: Completion) -> chat_pb2.ChatCompletionResponse:
             ],
         ),
         finish_reason=_FINISH_REASONS[completion.finished.reason],
-        usage=_usage(completion.finished.usage),
         logprobs=map(_logprob, completion.logprobs),
     )
 
 
-def deltas_to_pb(events: Iterable[ev.Event]) -> list[chat_pb2.ChatDelta]:
-    """The deltas of some events, in order. Log probabilities follow the text that they belong to."""
+def deltas_to_pb(events: Iterable[ev.Event], choice: int | None = None) -> list[chat_pb2.ChatDelta]:
+    """The deltas of some events, in order. Log probabilities follow the text that they belong to.
+
+    `choice`: which of several answers they belong to; their usage is left to the caller then.
+    """
     deltas: list[chat_pb2.ChatDelta] = []
     for event in events:
         if isinstance(event, ev.Answer):
@@ -126,11 +143,15 @@ def deltas_to_pb(events: Iterable[ev.Event]) -> list[chat_pb2.ChatDelta]:
             deltas.append(chat_pb2.ChatDelta(tool_call=call))
         else:
             deltas.append(chat_pb2.ChatDelta(finish_reason=_FINISH_REASONS[event.reason]))
-            deltas.append(chat_pb2.ChatDelta(usage=_usage(event.usage)))
+            if choice is None:
+                deltas.append(chat_pb2.ChatDelta(usage=usage_to_pb(event.usage)))
+    if choice:
+        for delta in deltas:
+            delta.choice = choice
     return deltas
 
 
-def _usage(usage: ev.Usage) -> chat_pb2.Usage:
+def usage_to_pb(usage: ev.Usage) -> chat_pb2.Usage:
     return chat_pb2.Usage(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,

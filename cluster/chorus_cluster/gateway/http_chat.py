@@ -1,12 +1,15 @@
 """The response to a chat request: JSON, or server-sent events."""
 
+import contextlib
 import logging
+from collections.abc import Sequence
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from chorus_cluster.errors import to_client_error
 from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.choices import close_all, merged, together, total
 from chorus_cluster.gateway.completion import collect, completion_body
 from chorus_cluster.gateway.http_io import LeaveWatch, json_response
 from chorus_cluster.gateway.parse import ParsedBody
@@ -39,32 +42,41 @@ class ChatResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with LeaveWatch(receive):
-            stream = await self._service.start(
+            streams = await self._service.start_all(
                 self._parsed.request, deadline_unix_s=self._deadline_unix_s, owner=self._owner
             )
             try:
                 if self._parsed.stream:
-                    await self._send_events(stream, send)
+                    await self._send_events(streams, send)
                     return
-                completion = await collect(stream)
+                completions = await together(map(collect, streams))
             finally:
-                await stream.aclose()
+                await close_all(streams)
         with_logprobs = self._parsed.request.top_logprobs is not None
-        await json_response(completion_body(completion, with_logprobs=with_logprobs))(scope, receive, send)
+        await json_response(completion_body(completions, with_logprobs=with_logprobs))(scope, receive, send)
 
-    async def _send_events(self, stream: ChatStream, send: Send) -> None:
+    async def _send_events(self, streams: Sequence[ChatStream], send: Send) -> None:
         include_usage = self._parsed.include_usage
-        writer = ChunkWriter(stream.id, stream.created, stream.model, include_usage=include_usage)
+        writers = [
+            ChunkWriter(stream.id, stream.created, stream.model, include_usage=include_usage, index=index)
+            for index, stream in enumerate(streams)
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": list(_EVENT_STREAM_HEADERS)})
-        await _send_piece(send, writer.role())
+        await _send_piece(send, b"".join(writer.role() for writer in writers))
         try:
-            async for events in stream:
-                await _send_piece(send, writer.events(events))
+            if len(streams) == 1:
+                async for events in streams[0]:
+                    await _send_piece(send, writers[0].events(events))
+            else:
+                async with contextlib.aclosing(merged(streams)) as pieces:
+                    async for index, events in pieces:
+                        await _send_piece(send, writers[index].events(events))
+            await _send_piece(send, writers[0].end(total([stream.usage for stream in streams])))
         except Exception as error:  # The status is out: all that is left is to say so in the stream.
             shown = to_client_error(error)
             if shown is not error:
-                logger.exception("%s failed unexpectedly", stream.id)
-            await _send_piece(send, writer.error(shown))
+                logger.exception("%s failed unexpectedly", streams[0].id)
+            await _send_piece(send, writers[0].error(shown))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -102,8 +102,9 @@ class ChatCompletionBody(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
+    n: int | None = Field(default=None, description="How many answers, 1 (the default) to 128.")
+
     # Served in one form only; anything else is refused.
-    n: int | None = Field(default=None, description="Only 1.")
     response_format: dict[str, Any] | None = Field(default=None, description='Only `{"type": "text"}`.')
     modalities: Elements[str] | None = Field(default=None, description='Only `["text"]`.')
     verbosity: str | None = Field(default=None, description="Only `medium`.")

@@ -107,6 +107,7 @@ def _to_chat_request(body: ChatCompletionBody) -> ChatRequest:
         seed=body.seed,
         logit_bias=_logit_bias(body.logit_bias or {}),
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        n=1 if body.n is None else body.n,
         top_logprobs=_top_logprobs(body),
     )
 
@@ -196,7 +197,6 @@ def _logit_bias(biases: dict[str, float]) -> dict[int, float]:
 def _refuse_unserved(body: ChatCompletionBody) -> None:
     """Refuses what would change the answer and is not served, so that nobody takes an answer for what it is not."""
     served: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "n": (lambda value: value == 1, "must be 1: send a request for each answer"),
         "response_format": (lambda value: value == {"type": "text"}, "must be {'type': 'text'}: JSON comes unforced"),
         "modalities": (lambda value: value == ["text"], "must be ['text']: gpt-oss speaks text alone"),
         "audio": (lambda value: False, "is not supported: gpt-oss speaks text alone"),

@@ -17,12 +17,15 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class ChunkWriter:
-    """Writes the chunks of one stream. Each method returns whole events, ready to be sent."""
+    """Writes the chunks of one answer. Each method returns whole events, ready to be sent.
 
-    def __init__(self, id: str, created: int, model: str, *, include_usage: bool) -> None:
+    `index`: of the answer, among those of its request.
+    """
+
+    def __init__(self, id: str, created: int, model: str, *, include_usage: bool, index: int = 0) -> None:
         head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
         self._head = f"data: {_encode(head)[:-1]}"
-        self._prefix = f'{self._head},"choices":[{{"index":0,"delta":'
+        self._prefix = f'{self._head},"choices":[{{"index":{index},"delta":'
         usage = ',"usage":null' if include_usage else ""
         self._suffix = f',"logprobs":null,"finish_reason":null}}]{usage}}}\n\n'
         self._usage = usage
@@ -33,8 +36,14 @@ class ChunkWriter:
         return self._chunk('{"role":"assistant","content":""}').encode()
 
     def events(self, events: Iterable[ev.Event]) -> bytes:
-        """The chunks of some events; with `Finished`, also the usage chunk if it was asked for, and the end mark."""
+        """The chunks of some events."""
         return "".join(map(self._event, events)).encode()
+
+    def end(self, usage: ev.Usage) -> bytes:
+        """After the last chunk of all answers: the usage if it was asked for, and the end mark."""
+        if not self._include_usage:
+            return DONE
+        return f'{self._head},"choices":[],"usage":{_encode(usage_body(usage))}}}\n\n'.encode() + DONE
 
     def error(self, error: ChorusError) -> bytes:
         """An error after the first chunk, and the end mark."""
@@ -65,10 +74,7 @@ class ChunkWriter:
         return f'{self._prefix}{{"content":{_encode(event.text)}}}{end}'
 
     def _finished(self, event: ev.Finished) -> str:
-        last = f'{self._prefix}{{}},"logprobs":null,"finish_reason":"{event.reason}"}}]{self._usage}}}\n\n'
-        if self._include_usage:
-            last += f'{self._head},"choices":[],"usage":{_encode(usage_body(event.usage))}}}\n\n'
-        return last + DONE.decode()
+        return f'{self._prefix}{{}},"logprobs":null,"finish_reason":"{event.reason}"}}]{self._usage}}}\n\n'
 
 
 def usage_body(usage: ev.Usage) -> dict[str, Any]:

@@ -58,6 +58,11 @@ class ChatStream:
             self._has_news.set()
         self._reader = asyncio.get_running_loop().create_task(self._read())
 
+    @property
+    def usage(self) -> ev.Usage:
+        """So far."""
+        return self._assembler.usage
+
     def __aiter__(self) -> "ChatStream":
         return self
 

@@ -15,6 +15,7 @@ from chorus_protos.v1 import engine_pb2
 MAX_ELEMENTS = {"messages": 4096, "tools": 512, "stop": 4, "logit_bias": 1024}
 MAX_STOP_LENGTH = 256
 MAX_TOP_LOGPROBS = 20
+MAX_CHOICES = 128
 # A message is at least <|start|>, its role, <|message|> and <|end|>.
 MIN_TOKENS_PER_MESSAGE = 4
 # Prose and code have 4 to 5. Only floods of white space have more than this over a whole context; they are refused
@@ -109,6 +110,8 @@ def _check_sampling(request: ChatRequest, vocab_size: int) -> None:
         raise InvalidRequest(request.max_tokens_field, f"must be from 1 to {_INT32_MAX}")
     if request.seed is not None and not -(2**63) <= request.seed < 2**63:
         raise InvalidRequest("seed", "must fit into a signed 64-bit integer")
+    if not 1 <= request.n <= MAX_CHOICES:
+        raise InvalidRequest("n", f"must be from 1 to {MAX_CHOICES}")
     if request.top_logprobs is not None and not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
         raise InvalidRequest("top_logprobs", f"must be from 0 to {MAX_TOP_LOGPROBS}, not {request.top_logprobs}")
     for token_id, bias in request.logit_bias.items():

@@ -155,6 +155,10 @@ def _may_be_header(word: str, marker: int | None, origin: Origin) -> bool:
     return any(candidate.startswith(word) for candidate in whole)
 
 
+def _short(name: str) -> str:
+    return name.removeprefix("functions.")
+
+
 class _Reader:
     """A cursor over the segments of one header; fills `header`."""
 
@@ -262,7 +266,9 @@ class _Reader:
 
     def _cut_name(self, written: str, start: int) -> str:
         """Return the tool's name without what sticks to it where a special token after it was lost."""
-        names = (*self.header.recipients, *self.tools)
+        known = (*self.header.recipients, *self.tools)
+        # Also where a part of "functions." was lost.
+        names = [name for whole in known for name in (whole, whole.removeprefix("functions"), _short(whole)) if name]
         if written in names:
             return written
         fitting = [name for name in names if written.startswith(name) and self._is_token_end(start + len(name))]

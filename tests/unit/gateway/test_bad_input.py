@@ -143,8 +143,10 @@ TABLE = [
     Bad({"tools": [function(parameters=[])]}, "tools[0].function.parameters", "must be an object"),
     Bad({"reasoning_effort": "minimal"}, "reasoning_effort", "'low', 'medium' or 'high'", over_grpc=False),
     # Known to OpenAI's clients, not served.
-    Bad({"n": 2}, "n", "must be 1", over_grpc=False),
-    Bad({"n": 0}, "n", "must be 1", over_grpc=False),
+    Bad({"n": 0}, "n", "from 1 to 128"),
+    Bad({"n": 129}, "n", "from 1 to 128"),
+    Bad({"n": -1}, "n", "from 1 to 128", over_grpc=False),
+    Bad({"n": 1.5}, "n", "must be an integer", over_grpc=False),
     Bad({"tool_choice": "required"}, "tool_choice", "'auto' or 'none'", over_grpc=False),
     Bad({"tool_choice": function()}, "tool_choice", "'auto' or 'none'", over_grpc=False),
     Bad({"response_format": {"type": "json_object"}}, "response_format", "'text'", over_grpc=False),

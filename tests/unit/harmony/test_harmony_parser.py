@@ -273,6 +273,8 @@ def test_a_function_that_speaks_is_not_called() -> None:
     ("header", "repairs"),
     [
         ("<|channel|>commentary to=functions.get_weatherjson<|message|>", []),
+        ("<|channel|>commentary to=get_weatherjson<|message|>", ["bare_recipient"]),
+        (" to=functions.get_weather<|channel|>commentary to=.get_weatherjson<|message|>", ["doubled_recipient"]),
         (" to=functions.get_weathercommentary json<|message|>", ["missing_channel"]),
         ("<|channel|>commentary get_weather<|message|>", ["bare_recipient"]),
         ("<|channel|>commentary to=functions.get_weatherjson", ["missing_message"]),
