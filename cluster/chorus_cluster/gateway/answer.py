@@ -1,7 +1,8 @@
 """Tokens of one request in, typed events out."""
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from chorus_cluster.errors import ChorusError, DeadlineExceeded, RequestFailed, Unavailable
 from chorus_cluster.gateway import events as ev
@@ -14,6 +15,23 @@ from chorus_protos.v1 import engine_pb2
 
 def new_tool_call_id() -> str:
     return f"call_{secrets.token_hex(12)}"
+
+
+class TokenParser(Protocol):
+    """Makes deltas of tokens; see `StreamParser`."""
+
+    @property
+    def repairs(self) -> Mapping[str, int]: ...
+
+    @property
+    def num_reasoning_tokens(self) -> int: ...
+
+    @property
+    def num_tool_calls(self) -> int: ...
+
+    def feed(self, token_ids: Iterable[int]) -> list[Delta]: ...
+
+    def finish(self) -> list[Delta]: ...
 
 
 class AnswerAssembler:
@@ -30,10 +48,11 @@ class AnswerAssembler:
         include_reasoning: bool = True,
         stop: tuple[str, ...] = (),
         with_logprobs: bool = False,
-        tool_names: Iterable[str] = (),
+        parser: TokenParser | None = None,
         new_id: Callable[[], str] = new_tool_call_id,
     ) -> None:
-        self._parser = StreamParser(tool_names)
+        """`parser`: of the tokens; by default one of harmony that knows of no tools."""
+        self._parser = StreamParser() if parser is None else parser
         self._stop = StopStrings(stop)
         self._logprobs = LogprobQueue() if with_logprobs else None
         self._include_reasoning = include_reasoning

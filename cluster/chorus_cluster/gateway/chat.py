@@ -1,4 +1,4 @@
-"""The chat service behind HTTP, gRPC and batch: a `ChatRequest` in, typed events out.
+"""The service behind HTTP, gRPC and batch: a request in, typed events out.
 
 A request's way: validate, render to token ids, ask the engine and await its first response (a refusal is raised here,
 before any byte of an answer), then parse what comes into events until the request ends.
@@ -9,17 +9,28 @@ import contextlib
 import datetime
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
 
 from chorus_cluster.errors import ContextTooLong, DeadlineExceeded, InvalidRequest, Unavailable
+from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.answer import AnswerAssembler
 from chorus_cluster.gateway.choices import all_or_none
 from chorus_cluster.gateway.metrics import ChatTimer, GatewayMetrics
 from chorus_cluster.gateway.model_info import ModelInfoCache
-from chorus_cluster.gateway.request import ChatRequest
+from chorus_cluster.gateway.request import ChatRequest, Sampling, TextRequest
 from chorus_cluster.gateway.stream import ChatStream, close_responses, next_response, outcome_of
-from chorus_cluster.gateway.validate import max_new_tokens, validate
+from chorus_cluster.gateway.validate import (
+    MAX_CHARACTERS_PER_TOKEN,
+    check_token_ids,
+    max_new_tokens,
+    validate,
+    validate_text,
+)
 from chorus_cluster.harmony.conversation import Conversation, ConversationTooLong, InvalidConversation
+from chorus_cluster.harmony.marked_text import decode_marked, encode_marked
+from chorus_cluster.harmony.parser import StreamParser
+from chorus_cluster.harmony.plain_parser import PlainParser
 from chorus_cluster.harmony.render import render
 from chorus_cluster.harmony.vocabulary import STOP_TOKEN_IDS
 from chorus_cluster.routing.engine_client import EngineClient
@@ -71,13 +82,54 @@ class ChatService:
         """
         completion_id = f"chatcmpl-{secrets.token_hex(16)}"
         with _counting_failures(ChatTimer(self.metrics)) as timer:
-            asked = await self._prepare(request, completion_id, deadline_unix_s, owner)
-            first = await self._start(request, completion_id, asked, timer)
-        if request.n == 1:
-            return [first]
-        # Only now, that the engine's prefix cache may have the prompt.
-        others = (self._start_another(request, completion_id, _another(asked, i)) for i in range(1, request.n))
-        return [first, *await all_or_none(others, first)]
+            model = await self._model(deadline_unix_s)
+            prompt = self.render(request, model)
+            asked = self._asked(request, completion_id, prompt, model, "messages", deadline_unix_s, owner)
+
+            def start(asked: engine_pb2.GenerateRequest, timer: ChatTimer) -> Coroutine[Any, Any, ChatStream]:
+                assembler = AnswerAssembler(
+                    num_prompt_tokens=len(prompt),
+                    include_reasoning=request.include_reasoning,
+                    stop=request.stop,
+                    with_logprobs=request.top_logprobs is not None,
+                    parser=StreamParser([tool.name for tool in request.tools]),
+                )
+                return self._start(request.model, completion_id, asked, assembler, timer)
+
+            first = await start(asked, timer)
+        others = [_another(asked, i, i) for i in range(1, request.n)]
+        return [first, *await self._start_others(others, start, first)]
+
+    async def start_text(
+        self, request: TextRequest, *, deadline_unix_s: float | None = None, owner: str = ""
+    ) -> list[ChatStream]:
+        """As `start_all`: `n` streams for each prompt, in their order, of answer events alone."""
+        completion_id = f"cmpl-{secrets.token_hex(16)}"
+        with _counting_failures(ChatTimer(self.metrics)) as timer:
+            model = await self._model(deadline_unix_s)
+            validate_text(request, model)
+            fields = ["prompt"] if len(request.prompts) == 1 else [f"prompt[{i}]" for i in range(len(request.prompts))]
+            prompts = [
+                encode_prompt(prompt, field, model) for prompt, field in zip(request.prompts, fields, strict=True)
+            ]
+            asked = [
+                self._asked(request, completion_id, prompt, model, field, deadline_unix_s, owner)
+                for prompt, field in zip(prompts, fields, strict=True)
+            ]
+            all_asked = [_another(one, i * request.n + j, j) for i, one in enumerate(asked) for j in range(request.n)]
+
+            def start(asked: engine_pb2.GenerateRequest, timer: ChatTimer) -> Coroutine[Any, Any, ChatStream]:
+                assembler = AnswerAssembler(
+                    num_prompt_tokens=len(asked.prompt_token_ids),
+                    stop=request.stop,
+                    with_logprobs=request.top_logprobs is not None,
+                    parser=PlainParser(with_markup=request.with_markup),
+                )
+                before = [ev.Answer(decode_marked(asked.prompt_token_ids))] if request.echo else []
+                return self._start(request.model, completion_id, asked, assembler, timer, before)
+
+            first = await start(all_asked[0], timer)
+        return [first, *await self._start_others(all_asked[1:], start, first)]
 
     def render(self, request: ChatRequest, model: engine_pb2.ModelInfo) -> list[int]:
         """The token ids that the model would be sent. Errors: RequestError."""
@@ -95,22 +147,32 @@ class ChatService:
         except TimeoutError:
             raise Unavailable("The workers do not answer.") from None
 
-    async def _start_another(
-        self, request: ChatRequest, completion_id: str, engine_request: engine_pb2.GenerateRequest
-    ) -> ChatStream:
-        with _counting_failures(ChatTimer(self.metrics)) as timer:
-            return await self._start(request, completion_id, engine_request, timer)
+    async def _start_others(
+        self,
+        asked: Sequence[engine_pb2.GenerateRequest],
+        start: Callable[[engine_pb2.GenerateRequest, ChatTimer], Coroutine[Any, Any, ChatStream]],
+        first: ChatStream,
+    ) -> list[ChatStream]:
+        """Only when the first is there, so that the engine's prefix cache may have the prompt."""
+        if not asked:
+            return []
+
+        async def start_counted(one: engine_pb2.GenerateRequest) -> ChatStream:
+            with _counting_failures(ChatTimer(self.metrics)) as timer:
+                return await start(one, timer)
+
+        return await all_or_none(map(start_counted, asked), first)
 
     async def _start(
-        self, request: ChatRequest, completion_id: str, engine_request: engine_pb2.GenerateRequest, timer: ChatTimer
+        self,
+        model: str,
+        completion_id: str,
+        engine_request: engine_pb2.GenerateRequest,
+        assembler: AnswerAssembler,
+        timer: ChatTimer,
+        before: Sequence[ev.Event] = (),
     ) -> ChatStream:
-        assembler = AnswerAssembler(
-            num_prompt_tokens=len(engine_request.prompt_token_ids),
-            include_reasoning=request.include_reasoning,
-            stop=request.stop,
-            with_logprobs=request.top_logprobs is not None,
-            tool_names=[tool.name for tool in request.tools],
-        )
+        """`before`: events that come before those of the engine."""
         responses = self._engine.generate(engine_request)
         try:
             # Here it is known whether the engine admitted the request, and nothing has been answered yet.
@@ -126,23 +188,28 @@ class ChatService:
         return ChatStream(
             id=completion_id,
             created=int(self._clock()),
-            model=request.model,
-            events=events,
+            model=model,
+            events=[*before, *events],
             responses=responses,
             assembler=assembler,
             timer=timer,
         )
 
-    async def _prepare(
-        self, request: ChatRequest, completion_id: str, deadline_unix_s: float | None, owner: str
+    def _asked(
+        self,
+        request: Sampling,
+        completion_id: str,
+        prompt: Sequence[int],
+        model: engine_pb2.ModelInfo,
+        prompt_field: str,
+        deadline_unix_s: float | None,
+        owner: str,
     ) -> engine_pb2.GenerateRequest:
-        model = await self._model(deadline_unix_s)
-        prompt = self.render(request, model)
         return engine_pb2.GenerateRequest(
             request_id=completion_id,
             prompt_token_ids=prompt,
             sampling=sampling_params(request),
-            max_tokens=max_new_tokens(request, len(prompt), model.max_model_len),
+            max_tokens=max_new_tokens(request, len(prompt), model.max_model_len, prompt_field),
             deadline_unix_s=deadline_unix_s,
             cache_salt=owner,
         )
@@ -181,16 +248,32 @@ def _counting_failures(timer: ChatTimer) -> Iterator[ChatTimer]:
         raise
 
 
-def _another(first: engine_pb2.GenerateRequest, index: int) -> engine_pb2.GenerateRequest:
-    """The request for another answer: the same but for its name and seed."""
+def _another(first: engine_pb2.GenerateRequest, index: int, choice: int) -> engine_pb2.GenerateRequest:
+    """The request for another answer: the same but for its name and seed. `choice`: which one to its prompt."""
+    if index == 0:
+        return first
     other = engine_pb2.GenerateRequest()
     other.CopyFrom(first)
     other.request_id = f"{first.request_id}-{index}"
-    other.sampling.seed = (first.sampling.seed + index) % 2**64
+    other.sampling.seed = (first.sampling.seed + choice) % 2**64
     return other
 
 
-def sampling_params(request: ChatRequest) -> engine_pb2.SamplingParams:
+def encode_prompt(prompt: str | Sequence[int], field: str, model: engine_pb2.ModelInfo) -> Sequence[int]:
+    """The token ids of a raw prompt. Errors: ContextTooLong, InvalidRequest."""
+    if not isinstance(prompt, str):
+        check_token_ids(prompt, field, model)
+    elif len(prompt) > model.max_model_len * MAX_CHARACTERS_PER_TOKEN:
+        raise ContextTooLong(
+            field, f"holds {len(prompt)} characters: more than a context of {model.max_model_len} tokens holds"
+        )
+    token_ids = encode_marked(prompt) if isinstance(prompt, str) else prompt
+    if not token_ids:
+        raise InvalidRequest(field, "must hold at least one token")
+    return token_ids
+
+
+def sampling_params(request: Sampling) -> engine_pb2.SamplingParams:
     """The engine's sampling parameters, with a seed drawn where the client gave none."""
     seed = secrets.randbits(64) if request.seed is None else request.seed % 2**64
     return engine_pb2.SamplingParams(

@@ -1,4 +1,5 @@
-"""The HTTP surface: OpenAI's chat completions and models, vLLM's tokenizer, health, metrics, and the OpenAPI pages."""
+"""The HTTP surface: chat completions, completions and models as OpenAI's, the tokenizer as vLLM's, health, metrics, and
+the OpenAPI pages."""
 
 import math
 import time
@@ -15,8 +16,10 @@ from chorus_cluster.errors import ChorusError, InvalidRequest, ModelNotFound
 from chorus_cluster.gateway import http_models as wire
 from chorus_cluster.gateway.access import OWNER, Access, AccessMiddleware
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.http_chat import ChatResponse
+from chorus_cluster.gateway.http_chat import ChatForm
+from chorus_cluster.gateway.http_completions import CompletionBody, CompletionForm, TextCompletion
 from chorus_cluster.gateway.http_io import RequestMiddleware, error_response, json_response, read_body
+from chorus_cluster.gateway.http_response import GenerationResponse
 from chorus_cluster.gateway.http_tokens import add_token_routes
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES, parse_chat_body, parse_json
 from chorus_protos.v1 import engine_pb2
@@ -70,6 +73,7 @@ def build_http_app(
     app.add_exception_handler(ChorusError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     _add_chat_route(app, service, max_body_bytes)
+    _add_completion_route(app, service, max_body_bytes)
     _add_model_routes(app, service)
     add_token_routes(
         app, service, max_body_bytes, {status: _ERRORS[status] for status in (400, 401, 403, 404, 413, 503)}
@@ -96,7 +100,29 @@ def _add_chat_route(app: FastAPI, service: ChatService, max_body_bytes: int) -> 
         deadline = _deadline(request)
         body = await read_body(request.scope, request.receive, max_body_bytes)
         parsed = parse_chat_body(parse_json(body))
-        return ChatResponse(service, parsed, deadline, request.scope[OWNER])
+        return GenerationResponse(ChatForm(service, parsed), deadline, request.scope[OWNER])
+
+
+def _add_completion_route(app: FastAPI, service: ChatService, max_body_bytes: int) -> None:
+    @app.post(
+        "/v1/completions",
+        response_model=None,
+        responses={200: {"model": TextCompletion, "content": _EVENT_STREAM}, **_ERRORS},
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CompletionRequest"}}},
+            },
+            "parameters": [_TIMEOUT_PARAMETER],
+        },
+        tags=["completions"],
+        summary="Complete raw prompts",
+    )
+    async def create_completion(request: Request) -> Response:
+        """Without harmony: the model goes on from the prompt as it is."""
+        deadline = _deadline(request)
+        body = await read_body(request.scope, request.receive, max_body_bytes)
+        return GenerationResponse(CompletionForm(service, parse_json(body)), deadline, request.scope[OWNER])
 
 
 def _deadline(request: Request) -> float | None:
@@ -187,10 +213,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's schema, with the body of chat completions, which we parse ourselves, and without errors of its own."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        body = wire.ChatCompletionBody.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        schemas.update(body.pop("$defs"))
-        schemas["ChatCompletionRequest"] = body
+        for model, name in ((wire.ChatCompletionBody, "ChatCompletionRequest"), (CompletionBody, "CompletionRequest")):
+            body = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(body.pop("$defs", {}))
+            schemas[name] = body
         # FastAPI names these wherever a path has a parameter; ours are any string.
         for operations in schema["paths"].values():
             for operation in operations.values():

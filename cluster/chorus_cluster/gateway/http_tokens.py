@@ -1,21 +1,19 @@
 """/tokenize and /detokenize, as vLLM has them: their bodies, and their routes."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.http_io import json_response, read_body
 from chorus_cluster.gateway.http_models import Elements
-from chorus_cluster.gateway.parse import parse_chat_body, parse_json, to_invalid_request, unknown_field
+from chorus_cluster.gateway.parse import parse_body, parse_chat_body, parse_json
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_cluster.gateway.tokens import detokenize, tokenize
 from chorus_cluster.harmony.token_table import token_text
-
-Body = TypeVar("Body", bound=BaseModel)
 
 
 class _Options(BaseModel):
@@ -84,8 +82,8 @@ def add_token_routes(
     )
     async def detokenize_body(request: Request) -> Response:
         """What token ids spell, special ones by their names."""
-        value = _object(parse_json(await read_body(request.scope, request.receive, max_body_bytes)))
-        body = _validated(DetokenizeBody, value)
+        value = parse_json(await read_body(request.scope, request.receive, max_body_bytes))
+        body = parse_body(value, DetokenizeBody)
         return json_response({"prompt": await detokenize(service, body.model or "", body.tokens)})
 
 
@@ -94,36 +92,19 @@ def parse_tokenize_body(value: Any) -> tuple[str, str | ChatRequest, bool]:
 
     Errors: `InvalidRequest`.
     """
-    value = _object(value)
-    if "messages" not in value:
-        body = _validated(TokenizePrompt, value)
+    if not isinstance(value, dict) or value.get("messages") is None:
+        body = parse_body(value, TokenizePrompt)
         return body.model or "", body.prompt, bool(body.return_token_strs)
-    if "prompt" in value:
+    if value.get("prompt") is not None:
         raise InvalidRequest("prompt", "is not allowed beside 'messages'")
     names = TokenizeChat.model_fields
-    options = _validated(TokenizeChat, {name: item for name, item in value.items() if name in names})
+    options = parse_body({name: item for name, item in value.items() if name in names}, TokenizeChat)
     if options.add_generation_prompt is False:
         raise InvalidRequest("add_generation_prompt", "must be true: the model is always asked to go on")
-    chat = {"model": ""} | {name: item for name, item in value.items() if name not in names}
+    chat = {name: item for name, item in value.items() if name not in names}
+    chat["model"] = "" if chat.get("model") is None else chat["model"]
     request = parse_chat_body(chat).request
     return request.model, request, bool(options.return_token_strs)
-
-
-def _object(value: Any) -> dict[str, Any]:
-    """null means absent."""
-    if not isinstance(value, dict):
-        raise InvalidRequest(None, "The request body must be a JSON object.")
-    return {name: item for name, item in value.items() if item is not None}
-
-
-def _validated(model: type[Body], value: dict[str, Any]) -> Body:
-    for name in value:
-        if name not in model.model_fields:
-            raise unknown_field(name, model.model_fields)
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise to_invalid_request(error, value) from None
 
 
 def _body_of(model: type[BaseModel], *others: str) -> dict[str, Any]:

@@ -3,16 +3,24 @@
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from chorus_cluster.errors import InvalidRequest
-from chorus_cluster.gateway.http_models import ChatCompletionBody, ChatMessage, ContentPart, FunctionTool
+from chorus_cluster.gateway.http_models import (
+    ChatCompletionBody,
+    ChatMessage,
+    ContentPart,
+    FunctionTool,
+    StreamOptions,
+)
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_cluster.gateway.validate import MAX_ELEMENTS, check_size
 from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
+
+Body = TypeVar("Body", bound=BaseModel)
 
 # Twice what fits the longest context of gpt-oss, escaped and wrapped in messages. For gRPC messages too.
 DEFAULT_MAX_BODY_BYTES = 4 * 2**20
@@ -43,28 +51,37 @@ def parse_chat_body(value: Any) -> ParsedBody:
 
     Errors: `InvalidRequest` for wrong types, unknown fields, and fields whose value is not served.
     """
+    body = parse_body(value, ChatCompletionBody)
+    _refuse_unserved(body)
+    stream, include_usage = stream_flags(body.stream, body.stream_options)
+    return ParsedBody(_to_chat_request(body), stream, include_usage)
+
+
+def parse_body(value: Any, model: type[Body]) -> Body:
+    """Checks a body's types. Errors: `InvalidRequest`."""
     if not isinstance(value, dict):
         raise InvalidRequest(None, "The request body must be a JSON object.")
     # null means absent, for fields that are not known either.
     value = {key: item for key, item in value.items() if item is not None}
+    for name in value:
+        if name not in model.model_fields:
+            raise unknown_field(name, model.model_fields)
     _check_bulk(value)
     try:
-        body = ChatCompletionBody.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as error:
         raise to_invalid_request(error, value) from None
-    _refuse_unserved(body)
-    stream = bool(body.stream)
-    if body.stream_options is not None and not stream:
+
+
+def stream_flags(stream: bool | None, options: StreamOptions | None) -> tuple[bool, bool]:
+    """Whether to stream, and whether to end with the usage. Errors: `InvalidRequest`."""
+    if options is not None and not stream:
         raise InvalidRequest("stream_options", "is only allowed with 'stream': true")
-    include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-    return ParsedBody(_to_chat_request(body), stream, include_usage)
+    return bool(stream), options is not None and bool(options.include_usage)
 
 
 def _check_bulk(value: dict[str, Any]) -> None:
     """Refuses at a glance what would take long to check closely."""
-    for name in value:
-        if name not in ChatCompletionBody.model_fields:
-            raise unknown_field(name, ChatCompletionBody.model_fields)
     for name in MAX_ELEMENTS:
         if isinstance(value.get(name), list | dict):
             check_size(name, len(value[name]))
@@ -97,22 +114,22 @@ def _to_chat_request(body: ChatCompletionBody) -> ChatRequest:
         include_reasoning=body.include_reasoning is not False,
         max_tokens=_max_tokens(body),
         max_tokens_field="max_completion_tokens" if body.max_tokens is None else "max_tokens",
-        temperature=_or(body.temperature, 1.0),
-        top_p=_or(body.top_p, 1.0),
+        temperature=or_default(body.temperature, 1.0),
+        top_p=or_default(body.top_p, 1.0),
         top_k=0 if top_k == -1 else top_k,
-        min_p=_or(body.min_p, 0.0),
-        frequency_penalty=_or(body.frequency_penalty, 0.0),
-        presence_penalty=_or(body.presence_penalty, 0.0),
-        repetition_penalty=_or(body.repetition_penalty, 1.0),
+        min_p=or_default(body.min_p, 0.0),
+        frequency_penalty=or_default(body.frequency_penalty, 0.0),
+        presence_penalty=or_default(body.presence_penalty, 0.0),
+        repetition_penalty=or_default(body.repetition_penalty, 1.0),
         seed=body.seed,
-        logit_bias=_logit_bias(body.logit_bias or {}),
+        logit_bias=logit_bias(body.logit_bias or {}),
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         n=1 if body.n is None else body.n,
         top_logprobs=_top_logprobs(body),
     )
 
 
-def _or(value: float | None, default: float) -> float:
+def or_default(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
@@ -186,7 +203,7 @@ def _top_logprobs(body: ChatCompletionBody) -> int | None:
     return None
 
 
-def _logit_bias(biases: dict[str, float]) -> dict[int, float]:
+def logit_bias(biases: dict[str, float]) -> dict[int, float]:
     # At most 10 digits: more can't be a token id, and would be slow to convert.
     for key in biases:
         if not (key.isascii() and key.isdigit() and len(key) <= 10):

@@ -1,27 +1,16 @@
-"""A chat request as the gateway sees it, whichever door it came through."""
+"""Requests as the gateway sees them, whichever door they came through."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from chorus_cluster.harmony.conversation import Effort, Message, Tool
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """What HTTP, gRPC and batch lines are turned into. Types are right; `validate` checks values and limits.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn, how many, and what ends them. Types are right; `validate` checks values and limits."""
 
-    Field names in error messages are those of OpenAI's chat completions, for gRPC as well.
-    """
-
-    model: str
-    messages: tuple[Message, ...]
-    tools: tuple[Tool, ...] = ()
-    # "none": tools are not shown to the model.
-    tool_choice: Literal["auto", "none"] = "auto"
-    effort: Effort = Effort.MEDIUM
-    # Whether the client wants to see the reasoning; the model reasons either way.
-    include_reasoning: bool = True
     # Most tokens to generate, reasoning included. None: until the context is full.
     max_tokens: int | None = None
     # What the client calls it.
@@ -44,3 +33,33 @@ class ChatRequest:
     n: int = 1
     # None: no log probabilities. n: those of the answer's tokens, and of the n likeliest alternatives.
     top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest(Sampling):
+    """What HTTP, gRPC and batch lines are turned into.
+
+    Field names in error messages are those of OpenAI's chat completions, for gRPC as well.
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    # "none": tools are not shown to the model.
+    tool_choice: Literal["auto", "none"] = "auto"
+    effort: Effort = Effort.MEDIUM
+    # Whether the client wants to see the reasoning; the model reasons either way.
+    include_reasoning: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest(Sampling):
+    """Prompts as they are, to be gone on with; each has `n` answers."""
+
+    model: str
+    # Texts, in which harmony's markup may be spelled out, or token ids.
+    prompts: tuple[str | Sequence[int], ...]
+    # Whether an answer begins with its prompt.
+    echo: bool = False
+    # Whether special tokens of the answer are spelled out, but for the one that ends it.
+    with_markup: bool = False

@@ -31,8 +31,8 @@ class ChunkWriter:
         self._usage = usage
         self._include_usage = include_usage
 
-    def role(self) -> bytes:
-        """The first chunk."""
+    def first(self) -> bytes:
+        """The first chunk, with the role."""
         return self._chunk('{"role":"assistant","content":""}').encode()
 
     def events(self, events: Iterable[ev.Event]) -> bytes:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from chorus_cluster.errors import ContextTooLong, InvalidRequest, ModelNotFound
-from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.errors import ModelNotFound
+from chorus_cluster.gateway.chat import ChatService, encode_prompt
 from chorus_cluster.gateway.request import ChatRequest
-from chorus_cluster.gateway.validate import MAX_CHARACTERS_PER_TOKEN
-from chorus_cluster.harmony.marked_text import decode_marked, encode_marked
-from chorus_cluster.harmony.vocabulary import VOCABULARY_SIZE
+from chorus_cluster.gateway.validate import check_token_ids
+from chorus_cluster.harmony.marked_text import decode_marked
 from chorus_protos.v1 import engine_pb2
 
 
@@ -28,23 +27,13 @@ async def tokenize(service: ChatService, model: str, prompt: str | ChatRequest) 
     info = await _model(service, model)
     if isinstance(prompt, ChatRequest):
         return Tokenized(service.render(replace(prompt, model=info.model), info), info.max_model_len)
-    if len(prompt) > info.max_model_len * MAX_CHARACTERS_PER_TOKEN:
-        raise ContextTooLong(
-            "prompt", f"holds {len(prompt)} characters: more than a context of {info.max_model_len} tokens holds"
-        )
-    return Tokenized(encode_marked(prompt), info.max_model_len)
+    return Tokenized(encode_prompt(prompt, "prompt", info) if prompt else (), info.max_model_len)
 
 
 async def detokenize(service: ChatService, model: str, token_ids: Sequence[int]) -> str:
     """What tokens spell, with harmony's markup spelled out. Errors: as `tokenize`."""
     info = await _model(service, model)
-    if len(token_ids) > info.max_model_len:
-        raise ContextTooLong(
-            "tokens", f"are {len(token_ids)}: more than a context of {info.max_model_len} tokens holds"
-        )
-    for index, token_id in enumerate(token_ids):
-        if not 0 <= token_id < VOCABULARY_SIZE:
-            raise InvalidRequest(f"tokens[{index}]", f"must be from 0 to {VOCABULARY_SIZE - 1}")
+    check_token_ids(token_ids, "tokens", info)
     return decode_marked(token_ids)
 
 

@@ -5,8 +5,10 @@ What concerns the conversation itself (roles, names, tool results that answer no
 in `chorus_cluster.harmony`.
 """
 
+from collections.abc import Sequence
+
 from chorus_cluster.errors import ContextTooLong, InvalidRequest, ModelNotFound
-from chorus_cluster.gateway.request import ChatRequest
+from chorus_cluster.gateway.request import ChatRequest, Sampling, TextRequest
 from chorus_cluster.harmony.conversation import Message
 from chorus_protos.v1 import engine_pb2
 
@@ -44,11 +46,21 @@ def validate(request: ChatRequest, model: engine_pb2.ModelInfo) -> None:
     # Tool calls take as long to render as messages do.
     check_size("messages", len(request.messages) + sum(len(message.tool_calls) for message in request.messages))
     check_size("tools", len(request.tools))
-    check_size("stop", len(request.stop))
-    check_size("logit_bias", len(request.logit_bias))
     _check_messages(request, model.max_model_len)
     _check_sampling(request, model.vocab_size)
-    _check_stop(request.stop)
+
+
+def validate_text(request: TextRequest, model: engine_pb2.ModelInfo) -> None:
+    """As `validate`; the prompts are checked where they are tokenized."""
+    if request.model != model.model:
+        raise ModelNotFound(request.model)
+    if not request.prompts:
+        raise InvalidRequest("prompt", "must hold at least one prompt")
+    _check_sampling(request, model.vocab_size)
+    if len(request.prompts) * request.n > MAX_CHOICES:
+        raise InvalidRequest(
+            "prompt", f"holds {len(request.prompts)} prompts; with n, at most {MAX_CHOICES} answers are given"
+        )
 
 
 def check_size(field: str, num_elements: int) -> None:
@@ -57,17 +69,20 @@ def check_size(field: str, num_elements: int) -> None:
         raise InvalidRequest(field, f"holds {num_elements} elements; at most {MAX_ELEMENTS[field]} are allowed")
 
 
-def max_new_tokens(request: ChatRequest, num_prompt_tokens: int, max_model_len: int) -> int:
+def max_new_tokens(
+    request: Sampling, num_prompt_tokens: int, max_model_len: int, prompt_field: str = "messages"
+) -> int:
     """How many tokens may be generated for a rendered prompt, at least 1.
 
     Errors: `ContextTooLong` when prompt and `max_completion_tokens` together exceed the context.
     """
     room = max_model_len - num_prompt_tokens
     if room < 1:
+        takes = "take" if prompt_field == "messages" else "takes"
+        tools = " with their tools" if prompt_field == "messages" else ""
         raise ContextTooLong(
-            "messages",
-            f"take {num_prompt_tokens} tokens with their tools; "
-            f"the model's context is {max_model_len} tokens, answer included",
+            prompt_field,
+            f"{takes} {num_prompt_tokens} tokens{tools}; the model's context is {max_model_len} tokens, answer included",
         )
     if request.max_tokens is None:
         return room
@@ -78,6 +93,17 @@ def max_new_tokens(request: ChatRequest, num_prompt_tokens: int, max_model_len: 
             f"in the model's context of {max_model_len} tokens",
         )
     return request.max_tokens
+
+
+def check_token_ids(token_ids: Sequence[int], field: str, model: engine_pb2.ModelInfo) -> None:
+    """Errors: `ContextTooLong`; `InvalidRequest` for an id that the model doesn't know."""
+    if len(token_ids) > model.max_model_len:
+        raise ContextTooLong(
+            field, f"are {len(token_ids)} tokens: more than a context of {model.max_model_len} tokens holds"
+        )
+    for index, token_id in enumerate(token_ids):
+        if not 0 <= token_id < model.vocab_size:
+            raise InvalidRequest(f"{field}[{index}]", f"must be from 0 to {model.vocab_size - 1}")
 
 
 def _check_messages(request: ChatRequest, max_model_len: int) -> None:
@@ -98,7 +124,9 @@ def _num_characters(message: Message) -> int:
     return len(message.content) + len(message.reasoning or "") + arguments
 
 
-def _check_sampling(request: ChatRequest, vocab_size: int) -> None:
+def _check_sampling(request: Sampling, vocab_size: int) -> None:
+    check_size("stop", len(request.stop))
+    check_size("logit_bias", len(request.logit_bias))
     for name, (low, high) in _RANGES.items():
         value = getattr(request, name)
         # NaN fails this comparison too.
@@ -119,6 +147,7 @@ def _check_sampling(request: ChatRequest, vocab_size: int) -> None:
             raise InvalidRequest("logit_bias", f"names token {token_id}; the vocabulary ends at {vocab_size - 1}")
         if not -100 <= bias <= 100:  # NaN too
             raise InvalidRequest(f"logit_bias.{token_id}", "must be from -100 to 100")
+    _check_stop(request.stop)
 
 
 def _check_stop(stop: tuple[str, ...]) -> None:

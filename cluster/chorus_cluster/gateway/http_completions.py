@@ -1,0 +1,235 @@
+"""/v1/completions: OpenAI's old completions of raw prompts, as servers of open models have them."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from chorus_cluster.errors import ChorusError, InvalidRequest
+from chorus_cluster.gateway import events as ev
+from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.choices import total
+from chorus_cluster.gateway.completion import Completion
+from chorus_cluster.gateway.http_models import Elements, StreamOptions, Usage
+from chorus_cluster.gateway.parse import logit_bias, or_default, parse_body, stream_flags
+from chorus_cluster.gateway.request import TextRequest
+from chorus_cluster.gateway.sse import DONE, usage_body
+from chorus_cluster.gateway.stream import ChatStream
+from chorus_cluster.gateway.validate import MAX_CHOICES
+
+_DEFAULT_MAX_TOKENS = 16
+_MAX_LOGPROBS = 20
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class CompletionBody(BaseModel):
+    """Body of POST /v1/completions. A field that stands nowhere here is refused, lest it be ignored unnoticed."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", title="CompletionRequest")
+
+    model: str
+    prompt: str | Elements[str] | Elements[int] | Elements[Elements[int]] = Field(
+        description="Texts, in which special tokens may be spelled out (`<|start|>user<|message|>`), or token ids."
+    )
+    max_tokens: int | None = Field(default=None, description="Default 16.")
+    temperature: float | None = Field(default=None, description="0 (greedy) to 2; default 1.")
+    top_p: float | None = Field(default=None, description="0 to 1; default 1.")
+    top_k: int | None = Field(default=None, description="0 or -1: off, the default.")
+    min_p: float | None = Field(default=None, description="0 (off, the default) to 1.")
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = Field(default=None, description="Default 1 (off).")
+    seed: int | None = None
+    logit_bias: dict[str, float] | None = Field(default=None, description="Token id to bias, -100 to 100.")
+    stop: str | Elements[str] | None = Field(default=None, description="At most 4.")
+    n: int | None = Field(default=None, description="How many answers to each prompt; at most 128 in all.")
+    logprobs: int | None = Field(default=None, description="0 to 20 alternatives to each token.")
+    echo: bool | None = Field(default=None, description="Whether answers begin with their prompt; not with `logprobs`.")
+    skip_special_tokens: bool | None = Field(default=None, description="Default true: they are left out of the text.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    # Served in one form only; anything else is refused.
+    best_of: int | None = Field(default=None, description="Only as `n`.")
+    suffix: str | None = Field(default=None, description="Only empty.")
+
+    # Accepted whatever they hold: they change nothing about the answer.
+    add_special_tokens: Any = None
+    user: Any = None
+
+
+class TextLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: str
+
+
+class TextCompletion(BaseModel):
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class CompletionForm:
+    """See `Form`."""
+
+    def __init__(self, service: ChatService, value: Any) -> None:
+        """`value`: the body, as JSON. Errors: `InvalidRequest`."""
+        prompt = value.get("prompt") if isinstance(value, dict) else None
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) and len(prompt) > MAX_CHOICES:
+            # At a glance: each would take time to check.
+            raise InvalidRequest("prompt", f"holds {len(prompt)} prompts; at most {MAX_CHOICES} answers are given")
+        body = parse_body(value, CompletionBody)
+        self._service = service
+        self._request = _to_request(body)
+        self.stream, self._include_usage = stream_flags(body.stream, body.stream_options)
+
+    async def start(self, deadline_unix_s: float | None, owner: str) -> list[ChatStream]:
+        return await self._service.start_text(self._request, deadline_unix_s=deadline_unix_s, owner=owner)
+
+    def writer(self, stream: ChatStream, index: int) -> "TextChunkWriter":
+        return TextChunkWriter(stream, index, include_usage=self._include_usage)
+
+    def usage(self, usages: Sequence[ev.Usage]) -> ev.Usage:
+        """Each prompt counts once."""
+        n = self._request.n
+        prompts = [total(usages[start : start + n]) for start in range(0, len(usages), n)]
+        return ev.Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
+            completion_tokens=sum(usage.completion_tokens for usage in prompts),
+            cached_tokens=sum(usage.cached_tokens for usage in prompts),
+            reasoning_tokens=0,
+        )
+
+    def body(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        first = completions[0]
+        with_logprobs = self._request.top_logprobs is not None
+        return {
+            **_head(first.id, first.created, first.model),
+            "choices": [
+                {
+                    "index": index,
+                    "text": completion.content or "",
+                    "logprobs": _logprobs(completion.logprobs, 0) if with_logprobs else None,
+                    "finish_reason": completion.finished.reason,
+                }
+                for index, completion in enumerate(completions)
+            ],
+            "usage": usage_body(self.usage([completion.finished.usage for completion in completions])),
+        }
+
+
+class TextChunkWriter:
+    """See `Writer`."""
+
+    def __init__(self, stream: ChatStream, index: int, *, include_usage: bool) -> None:
+        self._head = _head(stream.id, stream.created, stream.model)
+        self._index = index
+        self._include_usage = include_usage
+        # Characters so far.
+        self._length = 0
+
+    def first(self) -> bytes:
+        return b""
+
+    def events(self, events: Iterable[ev.Event]) -> bytes:
+        return b"".join(map(self._event, events))
+
+    def end(self, usage: ev.Usage) -> bytes:
+        return (self._chunk([], usage_body(usage)) if self._include_usage else b"") + DONE
+
+    def error(self, error: ChorusError) -> bytes:
+        return f"data: {_encode(error.body())}\n\n".encode() + DONE
+
+    def _event(self, event: ev.Event) -> bytes:
+        choice: dict[str, Any] = {"index": self._index, "text": "", "logprobs": None, "finish_reason": None}
+        if isinstance(event, ev.Finished):
+            choice["finish_reason"] = event.reason
+        elif isinstance(event, ev.Answer):
+            choice["text"] = event.text
+            if event.logprobs:
+                choice["logprobs"] = _logprobs(event.logprobs, self._length)
+            self._length += len(event.text)
+        return self._chunk([choice], None)
+
+    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> bytes:
+        chunk = self._head | {"choices": choices} | ({"usage": usage} if self._include_usage else {})
+        return f"data: {_encode(chunk)}\n\n".encode()
+
+
+def _head(id: str, created: int, model: str) -> dict[str, Any]:
+    return {"id": id, "object": "text_completion", "created": created, "model": model}
+
+
+def _logprobs(entries: Sequence[ev.Logprob], start: int) -> dict[str, Any]:
+    """OpenAI's old form. `start`: characters of the answer before the first entry."""
+    offsets, spelled = [], b""
+    for entry in entries:
+        offsets.append(start + len(spelled.decode(errors="ignore")))
+        spelled += entry.sampled.token_bytes
+    return {
+        "tokens": [entry.sampled.text for entry in entries],
+        "token_logprobs": [_finite(entry.sampled) for entry in entries],
+        # The sampled token's is always among them, as OpenAI's.
+        "top_logprobs": [{other.text: _finite(other) for other in (*entry.top, entry.sampled)} for entry in entries],
+        "text_offset": offsets,
+    }
+
+
+def _finite(candidate: ev.Candidate) -> float:
+    # JSON has no infinity; OpenAI sends -9999 for a token that can't be.
+    return max(candidate.logprob, -9999.0)
+
+
+def _to_request(body: CompletionBody) -> TextRequest:
+    n = 1 if body.n is None else body.n
+    if body.best_of is not None and body.best_of != n:
+        raise InvalidRequest("best_of", "must be as 'n': answers are not ranked")
+    if body.suffix:
+        raise InvalidRequest("suffix", "is not supported: gpt-oss only goes on")
+    if body.echo and body.logprobs is not None:
+        raise InvalidRequest("echo", "is not supported with 'logprobs': a prompt's tokens have none here")
+    if body.logprobs is not None and not 0 <= body.logprobs <= _MAX_LOGPROBS:
+        raise InvalidRequest("logprobs", f"must be from 0 to {_MAX_LOGPROBS}, not {body.logprobs}")
+    top_k = body.top_k or 0
+    return TextRequest(
+        model=body.model,
+        prompts=_prompts(body.prompt),
+        echo=bool(body.echo),
+        with_markup=body.skip_special_tokens is False,
+        max_tokens=_DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        max_tokens_field="max_tokens",
+        temperature=or_default(body.temperature, 1.0),
+        top_p=or_default(body.top_p, 1.0),
+        top_k=0 if top_k == -1 else top_k,
+        min_p=or_default(body.min_p, 0.0),
+        frequency_penalty=or_default(body.frequency_penalty, 0.0),
+        presence_penalty=or_default(body.presence_penalty, 0.0),
+        repetition_penalty=or_default(body.repetition_penalty, 1.0),
+        seed=body.seed,
+        logit_bias=logit_bias(body.logit_bias or {}),
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        n=n,
+        top_logprobs=body.logprobs,
+    )
+
+
+def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> tuple[str | Sequence[int], ...]:
+    if isinstance(prompt, str):
+        return (prompt,)
+    ids = [item for item in prompt if isinstance(item, int)]
+    # A list of numbers is one prompt; a list of anything else is of prompts.
+    return (ids,) if ids else tuple(item for item in prompt if not isinstance(item, int))
