@@ -82,7 +82,8 @@ def max_new_tokens(
         tools = " with their tools" if prompt_field == "messages" else ""
         raise ContextTooLong(
             prompt_field,
-            f"{takes} {num_prompt_tokens} tokens{tools}; the model's context is {max_model_len} tokens, answer included",
+            f"{takes} {num_prompt_tokens} tokens{tools}; "
+            f"the model's context is {max_model_len} tokens, answer included",
         )
     if request.max_tokens is None:
         return room
