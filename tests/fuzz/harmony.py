@@ -208,7 +208,7 @@ def check(parts: Sequence[Part], tokens: Sequence[int], rng: random.Random) -> R
 
     - Nothing is raised, and the result is the same at once, token by token, and in random chunks.
     - Every word of a body is delivered once, in the stream's order, unless it stands where a name of a header stands
-      or sticks to the name of a tool that is called, or was about to be where the stream was cut.
+      or sticks to the name of a tool that is called, or was about to be where the stream was cut, or that speaks.
     - A message whose tokens are intact is delivered exactly as what it was.
     - A call whose header is intact up to the tool's name is delivered.
     - No text holds markup, and names are such that they can be sent back.
@@ -236,19 +236,23 @@ def _check_words(tokens: Sequence[int], result: Result, *, sticky: bool) -> None
     sent = [(words()[tokens[i]], _is_header_name(tokens, i)) for i in range(len(tokens)) if tokens[i] in words()]
     names = " ".join(name for name, _ in result.calls())
     if sticky:
-        names += "".join(re.findall(r"to=\S+$", _last_text(tokens)))
+        names += "".join(re.findall(r"to=\S+$", _texts(tokens)[-1]))
+        names += "".join(text for text in _texts(tokens) if re.fullmatch(r"\s*functions\.\S+\s*", text))
     texts = " ".join(text for event, text in result.events if not event.startswith("name"))
     received = re.findall("|".join(word for word, _ in sent), texts) if sent else []
     pattern = "".join(f"(?:{word} )?" if may_be_name or word in names else f"{word} " for word, may_be_name in sent)
     assert re.fullmatch(pattern, "".join(f"{word} " for word in received)), f"words {sent} came as {received}"
 
 
-def _last_text(tokens: Sequence[int]) -> str:
-    """Return the text after the last special token."""
-    start = len(tokens)
-    while start > 0 and tokens[start - 1] < v.NUM_TEXT_TOKENS:
-        start -= 1
-    return b"".join(map(token_bytes, tokens[start:])).decode(errors="replace")
+def _texts(tokens: Sequence[int]) -> list[str]:
+    """Return the texts between special tokens; those at the ends may be empty."""
+    runs: list[list[bytes]] = [[]]
+    for token_id in tokens:
+        if token_id < v.NUM_TEXT_TOKENS:
+            runs[-1].append(token_bytes(token_id))
+        else:
+            runs.append([])
+    return [b"".join(run).decode(errors="replace") for run in runs]
 
 
 def _is_header_name(tokens: Sequence[int], at: int) -> bool:

@@ -227,8 +227,11 @@ class _Reader:
             if self.origin is Origin.FIRST:
                 header.repairs.append(Repair.DOUBLED_START)
         elif self.origin is Origin.START or confirmed:
-            author = self._take(_PARTY) or self._take(_TOOL)
-            header.author = author[1] if author else None
+            if party := self._take(_PARTY):
+                header.author = party[1]
+            elif tool := _TOOL.match(self.text, self.position):
+                header.author = self._cut_name(tool[1], tool.start(1))
+                self.position = tool.start(1) + len(header.author)
         may_be_channel = header.has_assistant or self.origin in (Origin.START, Origin.FIRST) or confirmed
         if may_be_channel and not self.has_channel_part and (channel := self._take_token(_UNMARKED_CHANNEL)):
             header.channel = channel[1]

@@ -264,6 +264,12 @@ def test_a_text_that_begins_with_a_tool_s_name_is_no_call(channel: str, kind: st
     assert result.repairs == {"missing_message": 1}
 
 
+def test_what_sticks_to_the_name_of_a_function_that_speaks_is_kept() -> None:
+    tokens = [*encode(f"{HM}<|start|>functions.f"), *encode("Collect<|message|>it<|end|>")]
+    result = fuzz.parse(tokens, iter(lambda: 1, 0), ["f"])
+    assert "".join(text for kind, text in result.events if kind == R).replace("\n\n", " ") == "Hm. Collect it"
+
+
 def test_a_function_that_speaks_is_not_called() -> None:
     spoken = f"{HM}<|start|>assistant functions.f to=assistant<|channel|>commentary<|message|>ok<|end|>"
     assert parse(encode(spoken)).calls() == []
