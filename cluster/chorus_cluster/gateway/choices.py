@@ -63,8 +63,12 @@ async def merged(streams: Sequence[ChatStream]) -> AsyncGenerator[tuple[int, lis
         await _end(readers)
 
 
-async def close_all(streams: Iterable[ChatStream]) -> None:
-    await asyncio.gather(*(stream.aclose() for stream in streams))
+async def close_all(streams: Sequence[ChatStream]) -> None:
+    if len(streams) == 1:
+        # The usual case, without a task.
+        await streams[0].aclose()
+    else:
+        await asyncio.gather(*(stream.aclose() for stream in streams))
 
 
 def total(usages: Sequence[ev.Usage]) -> ev.Usage:
