@@ -20,7 +20,7 @@ from chorus_cluster.gateway.http_chat import ChatForm
 from chorus_cluster.gateway.http_completions import CompletionBody, CompletionForm, TextCompletion
 from chorus_cluster.gateway.http_io import RequestMiddleware, error_response, json_response, read_body
 from chorus_cluster.gateway.http_response import GenerationResponse
-from chorus_cluster.gateway.http_tokens import add_token_routes
+from chorus_cluster.gateway.http_tokens import add_token_routes, tokenize_chat_schema
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES, parse_chat_body, parse_json
 from chorus_protos.v1 import engine_pb2
 
@@ -218,6 +218,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             body = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(body.pop("$defs", {}))
             schemas[name] = body
+        schemas["TokenizeChatRequest"] = tokenize_chat_schema(schemas["ChatCompletionRequest"])
         # FastAPI names these wherever a path has a parameter; ours are any string.
         for operations in schema["paths"].values():
             for operation in operations.values():

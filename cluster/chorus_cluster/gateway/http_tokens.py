@@ -61,12 +61,11 @@ def add_token_routes(
         "/tokenize",
         response_model=None,
         responses={200: {"model": TokenizeAnswer}, **errors},
-        openapi_extra=_body_of(TokenizePrompt, "ChatCompletionRequest"),
+        openapi_extra=_body_of(TokenizePrompt, "TokenizeChatRequest"),
         tags=["tokens"],
     )
     async def tokenize_body(request: Request) -> Response:
-        """Token ids of a text, or of the prompt that a chat completion with this body would send the model; beside its
-        fields, `return_token_strs` and `add_generation_prompt` (only true) may stand."""
+        """Token ids of a text, or of the prompt that a chat completion with this body would send the model."""
         body = await read_body(request.scope, request.receive, max_body_bytes)
         model, prompt, with_texts = parse_tokenize_body(parse_json(body))
         done = await tokenize(service, model, prompt)
@@ -105,6 +104,12 @@ def parse_tokenize_body(value: Any) -> tuple[str, str | ChatRequest, bool]:
     chat["model"] = "" if chat.get("model") is None else chat["model"]
     request = parse_chat_body(chat).request
     return request.model, request, bool(options.return_token_strs)
+
+
+def tokenize_chat_schema(chat: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a chat completion's body with the options of /tokenize beside it."""
+    options = TokenizeChat.model_json_schema()["properties"]
+    return chat | {"title": "TokenizeChatRequest", "properties": chat["properties"] | options, "required": ["messages"]}
 
 
 def _body_of(model: type[BaseModel], *others: str) -> dict[str, Any]:

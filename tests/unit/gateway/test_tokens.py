@@ -1,9 +1,11 @@
 """/tokenize and /detokenize, and their gRPC methods."""
 
+import json
 from typing import Any
 
 import grpc
 import httpx
+import jsonschema
 import pytest
 
 from chorus_cluster.harmony import vocabulary as v
@@ -53,6 +55,17 @@ async def test_a_conversation_is_what_the_engine_gets(
         assert answer.json()["tokens"] == sent
     assert [*(await chat_stub.Tokenize(chat_pb2.TokenizeRequest(chat=CHAT_PB))).token_ids] == sent
     assert len(engine.requests) == 1
+
+
+async def test_openapi_has_both_bodies(http: httpx.AsyncClient) -> None:
+    schema = (await http.get("/openapi.json")).json()
+    bodies = schema["paths"]["/tokenize"]["post"]["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
+    chat = schema["components"]["schemas"][bodies[1]["$ref"].rpartition("/")[2]]
+    definitions = {"$defs": schema["components"]["schemas"]}
+    for body, refused in ((CHAT | {"return_token_strs": True}, 0), ({"prompt": "a", "return_token_strs": True}, 1)):
+        for index, one in enumerate((chat, bodies[0])):
+            text = json.dumps(one | definitions).replace("#/components/schemas/", "#/$defs/")
+            assert jsonschema.Draft202012Validator(json.loads(text)).is_valid(body) == (index == refused)
 
 
 @pytest.mark.parametrize(
