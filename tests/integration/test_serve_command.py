@@ -11,6 +11,7 @@ import grpc
 import httpx
 import psutil
 import pytest
+from google.rpc.status_pb2 import Status
 from tests.integration.cluster import chorus, echo_model, running, wait_until
 
 from chorus_cluster.auth.keys import new_key
@@ -122,6 +123,8 @@ def test_with_api_keys_only_health_is_open(tmp_path: Path) -> None:
                 try:
                     stub.CreateChatCompletion(request, timeout=30, metadata=tuple(headers.items()))
                 except grpc.RpcError as error:
+                    details = dict(error.trailing_metadata())["grpc-status-details-bin"]
+                    assert Status.FromString(details).message == error.details()
                     return status, error.code()
                 return status, grpc.StatusCode.OK
 

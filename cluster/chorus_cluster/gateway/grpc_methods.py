@@ -24,6 +24,7 @@ from chorus_cluster.gateway.choices import close_all, merged, together, total
 from chorus_cluster.gateway.completion import collect
 from chorus_cluster.gateway.grpc_models import completion_to_pb, deltas_to_pb, request_from_pb, usage_to_pb
 from chorus_cluster.gateway.grpc_service import Malformed
+from chorus_cluster.gateway.grpc_status import DETAILS_KEY, status_details
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES
 from chorus_cluster.gateway.request_id import new_request_id, request_id
 from chorus_cluster.gateway.stream import ChatStream
@@ -47,7 +48,7 @@ class GrpcContext(Protocol):
 
     def set_details(self, details: str) -> None: ...
 
-    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None: ...
+    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str | bytes]]) -> None: ...
 
 
 class GrpcChatMethods:
@@ -218,11 +219,12 @@ class _Call:
         shown = to_client_error(error)
         if shown is not error:
             logger.error("Request %s failed unexpectedly", self._id, exc_info=error)
-        trailing = [("x-request-id", self._id), ("error-code", shown.code)]
+        trailing: list[tuple[str, str | bytes]] = [("x-request-id", self._id), ("error-code", shown.code)]
         if shown.field is not None and shown.field.isascii() and shown.field.isprintable():
             trailing.append(("error-field", shown.field))
         if (retry_after := shown.retry_after_header()) is not None:
             trailing.append(("retry-after", retry_after))
+        trailing.append((DETAILS_KEY, status_details(shown, self._id)))
         self._context.set_code(shown.grpc_status)
         self._context.set_details(shown.message)
         self._context.set_trailing_metadata(trailing)

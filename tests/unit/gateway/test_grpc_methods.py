@@ -1,9 +1,12 @@
 """ChatService over gRPC."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 from tests.support.chat import TOOL_CALL, encode, eventually
 
 from chorus_cluster.errors import Overloaded, RequestFailed
@@ -130,6 +133,43 @@ async def test_refusal_is_the_status(chat_stub: Stub, engine: FakeEngineClient) 
         assert caught.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert caught.details() == Overloaded(1.5).message
         assert dict(caught.trailing_metadata() or ())["retry-after"] == "2"
+        details = details_of(caught)
+        assert details["ErrorInfo"] == ErrorInfo(reason="OVERLOADED", domain="chorus")
+        assert details["RetryInfo"].retry_delay.ToMilliseconds() == 1500
+        assert details.keys() == {"ErrorInfo", "RequestInfo", "RetryInfo"}
+
+
+def details_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
+    """The details of a status, by their types; it must be the call's own, as client libraries demand."""
+    metadata = dict(error.trailing_metadata() or ())
+    status = Status.FromString(metadata["grpc-status-details-bin"])
+    assert (status.code, status.message) == (error.code().value[0], error.details())
+    found: dict[str, Any] = {}
+    for detail in status.details:
+        kind = {"ErrorInfo": ErrorInfo, "BadRequest": BadRequest, "RetryInfo": RetryInfo, "RequestInfo": RequestInfo}
+        name = detail.TypeName().removeprefix("google.rpc.")
+        found[name] = kind[name]()
+        assert detail.Unpack(found[name])
+    assert found["RequestInfo"].request_id == metadata["x-request-id"]
+    return found
+
+
+async def test_details_name_the_field_at_fault(chat_stub: Stub) -> None:
+    request = chat_pb2.ChatCompletionRequest(model="fake-model", messages=[USER], temperature=3)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await chat_stub.CreateChatCompletion(request, metadata=[("x-request-id", "mine")])
+    details = details_of(caught.value)
+    assert details["ErrorInfo"].reason == "INVALID_VALUE"
+    (violation,) = details["BadRequest"].field_violations
+    assert (violation.field, violation.description) == ("temperature", caught.value.details())
+    assert details["RequestInfo"].request_id == "mine"
+
+
+async def test_the_longest_details_fit_into_trailers(chat_stub: Stub) -> None:
+    request = chat_pb2.ChatCompletionRequest(model="ü" * 100_000, messages=[USER])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await chat_stub.CreateChatCompletion(request)
+    assert details_of(caught.value)["BadRequest"].field_violations[0].field == "model"
 
 
 async def test_failure_in_the_middle(chat_stub: Stub, engine: FakeEngineClient) -> None:
