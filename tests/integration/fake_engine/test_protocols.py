@@ -86,7 +86,7 @@ def test_reflection_describes_the_services(fake_cluster: Cluster) -> None:
         assert {"chorus.v1.ChatService", "grpc.health.v1.Health"} <= set(database.get_services())
         file = database.FindFileContainingSymbol("chorus.v1.ChatService")
         methods = {method.name for service in file.service for method in service.method}
-        assert methods == {"CreateChatCompletion", "StreamChatCompletion", "ListModels"}
+        assert methods == {"CreateChatCompletion", "StreamChatCompletion", "ListModels", "Tokenize", "Detokenize"}
 
 
 def test_metrics_of_any_gateway_show_every_replica(fake_cluster: Cluster) -> None:
