@@ -236,8 +236,9 @@ def _check_words(tokens: Sequence[int], result: Result, *, sticky: bool) -> None
     sent = [(words()[tokens[i]], _is_header_name(tokens, i)) for i in range(len(tokens)) if tokens[i] in words()]
     names = " ".join(name for name, _ in result.calls())
     if sticky:
-        names += "".join(re.findall(r"to=\S+$", _texts(tokens)[-1]))
-        names += "".join(text for text in _texts(tokens) if re.fullmatch(r"\s*functions\.\S+\s*", text))
+        runs = _texts(tokens)
+        names += "".join(re.findall(r"to=\S+$", runs[-1]))
+        names += "".join(run for run in runs if re.fullmatch(r"\s*functions\.\S+\s*", run))
     texts = " ".join(text for event, text in result.events if not event.startswith("name"))
     received = re.findall("|".join(word for word, _ in sent), texts) if sent else []
     pattern = "".join(f"(?:{word} )?" if may_be_name or word in names else f"{word} " for word, may_be_name in sent)

@@ -74,7 +74,7 @@ def warm(runner: TritonRunner) -> None:
     runner._graphs.fill_with_padding()
     for size in runner._graphs._sizes:
         runner._graphs._forward(size)
-    warm_up(runner, runner._transformer.model.config, batch_invariant=runner._transformer.batch_invariant)
+    warm_up(runner, runner._transformer.model.config)
 
 
 def random_batch(source: random.Random, info: RunnerInfo) -> Batch:

@@ -9,12 +9,12 @@ import contextlib
 import datetime
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from chorus_cluster.errors import ContextTooLong, DeadlineExceeded, InvalidRequest, Unavailable
 from chorus_cluster.gateway import events as ev
-from chorus_cluster.gateway.answer import AnswerAssembler
+from chorus_cluster.gateway.answer import AnswerAssembler, TokenParser
 from chorus_cluster.gateway.choices import all_or_none
 from chorus_cluster.gateway.metrics import ChatTimer, GatewayMetrics
 from chorus_cluster.gateway.model_info import ModelInfoCache
@@ -45,6 +45,14 @@ _HEALTH_TIMEOUT_S = 5.0
 
 def utc_today() -> datetime.date:
     return datetime.datetime.now(datetime.UTC).date()
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """`field`: what the client calls it."""
+
+    field: str
+    token_ids: Sequence[int]
 
 
 class ChatService:
@@ -80,56 +88,43 @@ class ChatService:
         request it is; what engines keep of it for later ones serves those of the same owner alone.
         Errors: those of `chorus_cluster.errors`. Whoever gets streams must `aclose` each.
         """
-        completion_id = f"chatcmpl-{secrets.token_hex(16)}"
-        with _counting_failures(ChatTimer(self.metrics)) as timer:
-            model = await self._model(deadline_unix_s)
-            prompt = self.render(request, model)
-            asked = self._asked(request, completion_id, prompt, model, "messages", deadline_unix_s, owner)
 
-            def start(asked: engine_pb2.GenerateRequest, timer: ChatTimer) -> Coroutine[Any, Any, ChatStream]:
-                assembler = AnswerAssembler(
-                    num_prompt_tokens=len(prompt),
-                    include_reasoning=request.include_reasoning,
-                    stop=request.stop,
-                    with_logprobs=request.top_logprobs is not None,
-                    parser=StreamParser([tool.name for tool in request.tools]),
-                )
-                return self._start(request.model, completion_id, asked, assembler, timer)
+        def prompts(model: engine_pb2.ModelInfo) -> list[_Prompt]:
+            return [_Prompt("messages", self.render(request, model))]
 
-            first = await start(asked, timer)
-        others = [_another(asked, i, i) for i in range(1, request.n)]
-        return [first, *await self._start_others(others, start, first)]
+        def parser() -> StreamParser:
+            return StreamParser([tool.name for tool in request.tools])
+
+        return await self._start_answers(
+            request,
+            f"chatcmpl-{secrets.token_hex(16)}",
+            prompts,
+            parser,
+            include_reasoning=request.include_reasoning,
+            deadline_unix_s=deadline_unix_s,
+            owner=owner,
+        )
 
     async def start_text(
         self, request: TextRequest, *, deadline_unix_s: float | None = None, owner: str = ""
     ) -> list[ChatStream]:
         """As `start_all`: `n` streams for each prompt, in their order, of answer events alone."""
-        completion_id = f"cmpl-{secrets.token_hex(16)}"
-        with _counting_failures(ChatTimer(self.metrics)) as timer:
-            model = await self._model(deadline_unix_s)
+
+        def prompts(model: engine_pb2.ModelInfo) -> list[_Prompt]:
             validate_text(request, model)
             fields = ["prompt"] if len(request.prompts) == 1 else [f"prompt[{i}]" for i in range(len(request.prompts))]
-            prompts = [
-                encode_prompt(prompt, field, model) for prompt, field in zip(request.prompts, fields, strict=True)
-            ]
-            asked = [
-                self._asked(request, completion_id, prompt, model, field, deadline_unix_s, owner)
-                for prompt, field in zip(prompts, fields, strict=True)
-            ]
-            all_asked = [_another(one, i * request.n + j, j) for i, one in enumerate(asked) for j in range(request.n)]
+            pairs = zip(fields, request.prompts, strict=True)
+            return [_Prompt(field, encode_prompt(prompt, field, model)) for field, prompt in pairs]
 
-            def start(asked: engine_pb2.GenerateRequest, timer: ChatTimer) -> Coroutine[Any, Any, ChatStream]:
-                assembler = AnswerAssembler(
-                    num_prompt_tokens=len(asked.prompt_token_ids),
-                    stop=request.stop,
-                    with_logprobs=request.top_logprobs is not None,
-                    parser=PlainParser(with_markup=request.with_markup),
-                )
-                before = [ev.Answer(decode_marked(asked.prompt_token_ids))] if request.echo else []
-                return self._start(request.model, completion_id, asked, assembler, timer, before)
-
-            first = await start(all_asked[0], timer)
-        return [first, *await self._start_others(all_asked[1:], start, first)]
+        return await self._start_answers(
+            request,
+            f"cmpl-{secrets.token_hex(16)}",
+            prompts,
+            lambda: PlainParser(with_markup=request.with_markup),
+            echo=request.echo,
+            deadline_unix_s=deadline_unix_s,
+            owner=owner,
+        )
 
     def render(self, request: ChatRequest, model: engine_pb2.ModelInfo) -> list[int]:
         """The token ids that the model would be sent. Errors: RequestError."""
@@ -147,21 +142,53 @@ class ChatService:
         except TimeoutError:
             raise Unavailable("The workers do not answer.") from None
 
-    async def _start_others(
+    async def _start_answers(
         self,
-        asked: Sequence[engine_pb2.GenerateRequest],
-        start: Callable[[engine_pb2.GenerateRequest, ChatTimer], Coroutine[Any, Any, ChatStream]],
-        first: ChatStream,
+        request: ChatRequest | TextRequest,
+        completion_id: str,
+        prompts: Callable[[engine_pb2.ModelInfo], Sequence[_Prompt]],
+        parser: Callable[[], TokenParser],
+        *,
+        include_reasoning: bool = True,
+        echo: bool = False,
+        deadline_unix_s: float | None,
+        owner: str,
     ) -> list[ChatStream]:
-        """Only when the first is there, so that the engine's prefix cache may have the prompt."""
-        if not asked:
-            return []
+        """`n` streams for each prompt. The first goes ahead, so that the engine's prefix cache may have its prompt when
+        the others come."""
 
-        async def start_counted(one: engine_pb2.GenerateRequest) -> ChatStream:
+        async def start(asked: engine_pb2.GenerateRequest, timer: ChatTimer) -> ChatStream:
+            assembler = AnswerAssembler(
+                num_prompt_tokens=len(asked.prompt_token_ids),
+                include_reasoning=include_reasoning,
+                stop=request.stop,
+                with_logprobs=request.top_logprobs is not None,
+                parser=parser(),
+            )
+            before = [ev.Answer(decode_marked(asked.prompt_token_ids))] if echo else []
+            return await self._start(request.model, completion_id, asked, assembler, timer, before)
+
+        async def start_counted(asked: engine_pb2.GenerateRequest) -> ChatStream:
             with _counting_failures(ChatTimer(self.metrics)) as timer:
-                return await start(one, timer)
+                return await start(asked, timer)
 
-        return await all_or_none(map(start_counted, asked), first)
+        with _counting_failures(ChatTimer(self.metrics)) as timer:
+            model = await self._model(deadline_unix_s)
+            asked = [
+                engine_pb2.GenerateRequest(
+                    request_id=completion_id,
+                    prompt_token_ids=prompt.token_ids,
+                    sampling=sampling_params(request),
+                    max_tokens=max_new_tokens(request, len(prompt.token_ids), model.max_model_len, prompt.field),
+                    deadline_unix_s=deadline_unix_s,
+                    cache_salt=owner,
+                )
+                for prompt in prompts(model)
+            ]
+            first = await start(asked[0], timer)
+        n = request.n
+        others = [_another(one, i * n + j, j) for i, one in enumerate(asked) for j in range(n) if i or j]
+        return [first, *await all_or_none(map(start_counted, others), first)] if others else [first]
 
     async def _start(
         self,
@@ -193,25 +220,6 @@ class ChatService:
             responses=responses,
             assembler=assembler,
             timer=timer,
-        )
-
-    def _asked(
-        self,
-        request: Sampling,
-        completion_id: str,
-        prompt: Sequence[int],
-        model: engine_pb2.ModelInfo,
-        prompt_field: str,
-        deadline_unix_s: float | None,
-        owner: str,
-    ) -> engine_pb2.GenerateRequest:
-        return engine_pb2.GenerateRequest(
-            request_id=completion_id,
-            prompt_token_ids=prompt,
-            sampling=sampling_params(request),
-            max_tokens=max_new_tokens(request, len(prompt), model.max_model_len, prompt_field),
-            deadline_unix_s=deadline_unix_s,
-            cache_salt=owner,
         )
 
     async def _model(self, deadline_unix_s: float | None) -> engine_pb2.ModelInfo:
@@ -250,8 +258,6 @@ def _counting_failures(timer: ChatTimer) -> Iterator[ChatTimer]:
 
 def _another(first: engine_pb2.GenerateRequest, index: int, choice: int) -> engine_pb2.GenerateRequest:
     """The request for another answer: the same but for its name and seed. `choice`: which one to its prompt."""
-    if index == 0:
-        return first
     other = engine_pb2.GenerateRequest()
     other.CopyFrom(first)
     other.request_id = f"{first.request_id}-{index}"

@@ -36,6 +36,11 @@ async def merged(streams: Sequence[ChatStream]) -> AsyncGenerator[tuple[int, lis
 
     Errors: the first of any stream, after what that one had before.
     """
+    if len(streams) == 1:
+        # The usual case, without a queue and a task.
+        async for events in streams[0]:
+            yield 0, events
+        return
     # A place for one: what waits beyond it is merged in its stream.
     queue: asyncio.Queue[tuple[int, list[ev.Event] | Exception | None]] = asyncio.Queue(1)
 

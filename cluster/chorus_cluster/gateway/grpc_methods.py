@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 TIMEOUT_METADATA = "x-request-timeout-s"
 _SERVICE = "/chorus.v1.ChatService/"
 RequestT = TypeVar("RequestT", bound=Message)
+ResponseT = TypeVar("ResponseT", bound=Message)
 
 
 class GrpcContext(Protocol):
@@ -71,21 +72,14 @@ class GrpcChatMethods:
     async def CreateChatCompletion(
         self, request: chat_pb2.ChatCompletionRequest | Malformed, grpc_context: GrpcContext
     ) -> chat_pb2.ChatCompletionResponse:
-        call = _Call(self._service, "CreateChatCompletion", grpc_context)
-        try:
+        async def complete(call: "_Call") -> chat_pb2.ChatCompletionResponse:
             streams = await self._start(request, call)
             try:
-                response = completion_to_pb(await together(map(collect, streams)))
+                return completion_to_pb(await together(map(collect, streams)))
             finally:
                 await close_all(streams)
-        except asyncio.CancelledError:
-            call.end(grpc.StatusCode.CANCELLED)
-            raise
-        except Exception as error:  # The edge: every error becomes a status here.
-            call.fail(error)
-            return chat_pb2.ChatCompletionResponse()
-        call.end(grpc.StatusCode.OK)
-        return response
+
+        return await self._unary("CreateChatCompletion", grpc_context, chat_pb2.ChatCompletionResponse, complete)
 
     async def StreamChatCompletion(
         self, request: chat_pb2.ChatCompletionRequest | Malformed, grpc_context: GrpcContext
@@ -96,13 +90,11 @@ class GrpcChatMethods:
             first = streams[0]
             try:
                 yield _chunk(first, ())
-                if len(streams) == 1:
-                    async for events in first:
-                        yield _chunk(first, deltas_to_pb(events))
-                else:
-                    async with contextlib.aclosing(merged(streams)) as pieces:
-                        async for index, events in pieces:
-                            yield _chunk(first, deltas_to_pb(events, index))
+                are_several = len(streams) > 1
+                async with contextlib.aclosing(merged(streams)) as pieces:
+                    async for index, events in pieces:
+                        yield _chunk(first, deltas_to_pb(events, index if are_several else None))
+                if are_several:
                     usage = usage_to_pb(total([stream.usage for stream in streams]))
                     yield _chunk(first, [chat_pb2.ChatDelta(usage=usage)])
             finally:
@@ -120,64 +112,72 @@ class GrpcChatMethods:
     async def ListModels(
         self, request: chat_pb2.ListModelsRequest | Malformed, grpc_context: GrpcContext
     ) -> chat_pb2.ListModelsResponse:
-        call = _Call(self._service, "ListModels", grpc_context)
-        try:
-            call.owner(self._access)
-            self._readable(request)
+        async def list_models(call: "_Call") -> chat_pb2.ListModelsResponse:
+            self._admit(request, call)
             info = await self._service.models.get()
-        except Exception as error:  # The edge: every error becomes a status here.
-            call.fail(error)
-            return chat_pb2.ListModelsResponse()
-        call.end(grpc.StatusCode.OK)
-        model = chat_pb2.Model(
-            id=info.model, created=self._service.started_at, owned_by="chorus", max_model_len=info.max_model_len
-        )
-        return chat_pb2.ListModelsResponse(models=[model])
+            model = chat_pb2.Model(
+                id=info.model, created=self._service.started_at, owned_by="chorus", max_model_len=info.max_model_len
+            )
+            return chat_pb2.ListModelsResponse(models=[model])
+
+        return await self._unary("ListModels", grpc_context, chat_pb2.ListModelsResponse, list_models)
 
     async def Tokenize(
         self, request: chat_pb2.TokenizeRequest | Malformed, grpc_context: GrpcContext
     ) -> chat_pb2.TokenizeResponse:
-        call = _Call(self._service, "Tokenize", grpc_context)
-        try:
-            call.owner(self._access)
-            asked = self._readable(request)
+        async def encode(call: "_Call") -> chat_pb2.TokenizeResponse:
+            asked, _ = self._admit(request, call)
             if asked.WhichOneof("input") is None:
                 raise InvalidRequest("prompt", "is required, or chat")
             prompt = request_from_pb(asked.chat) if asked.HasField("chat") else asked.prompt
             done = await tokenize(self._service, asked.model, prompt)
-        except Exception as error:  # The edge: every error becomes a status here.
-            call.fail(error)
-            return chat_pb2.TokenizeResponse()
-        call.end(grpc.StatusCode.OK)
-        return chat_pb2.TokenizeResponse(token_ids=done.token_ids, max_model_len=done.max_model_len)
+            return chat_pb2.TokenizeResponse(token_ids=done.token_ids, max_model_len=done.max_model_len)
+
+        return await self._unary("Tokenize", grpc_context, chat_pb2.TokenizeResponse, encode)
 
     async def Detokenize(
         self, request: chat_pb2.DetokenizeRequest | Malformed, grpc_context: GrpcContext
     ) -> chat_pb2.DetokenizeResponse:
-        call = _Call(self._service, "Detokenize", grpc_context)
+        async def decode(call: "_Call") -> chat_pb2.DetokenizeResponse:
+            asked, _ = self._admit(request, call)
+            return chat_pb2.DetokenizeResponse(text=await detokenize(self._service, asked.model, asked.token_ids))
+
+        return await self._unary("Detokenize", grpc_context, chat_pb2.DetokenizeResponse, decode)
+
+    async def _unary(
+        self,
+        method: str,
+        context: GrpcContext,
+        empty: Callable[[], ResponseT],
+        answer: Callable[["_Call"], Awaitable[ResponseT]],
+    ) -> ResponseT:
+        """What `answer` makes of the call, with its status; `empty` beside an error."""
+        call = _Call(self._service, method, context)
         try:
-            call.owner(self._access)
-            asked = self._readable(request)
-            text = await detokenize(self._service, asked.model, asked.token_ids)
+            response = await answer(call)
+        except asyncio.CancelledError:
+            call.end(grpc.StatusCode.CANCELLED)
+            raise
         except Exception as error:  # The edge: every error becomes a status here.
             call.fail(error)
-            return chat_pb2.DetokenizeResponse()
+            return empty()
         call.end(grpc.StatusCode.OK)
-        return chat_pb2.DetokenizeResponse(text=text)
+        return response
 
     async def _start(self, request: chat_pb2.ChatCompletionRequest | Malformed, call: "_Call") -> list[ChatStream]:
-        owner = call.owner(self._access)
-        asked = self._readable(request)
+        asked, owner = self._admit(request, call)
         deadline = call.deadline_unix_s()
         return await self._service.start_all(request_from_pb(asked), deadline_unix_s=deadline, owner=owner)
 
-    def _readable(self, request: RequestT | Malformed) -> RequestT:
-        """The request, if it can be read. Errors: `InvalidRequest`, `PayloadTooLarge`."""
+    def _admit(self, request: RequestT | Malformed, call: "_Call") -> tuple[RequestT, str]:
+        """The request, and whose it is. Errors: `Unauthenticated`, `PermissionDenied`, `InvalidRequest`,
+        `PayloadTooLarge`."""
+        owner = call.owner(self._access)
         if isinstance(request, Malformed):
             raise request.error()
         if request.ByteSize() > self._max_request_bytes:
             raise PayloadTooLarge(self._max_request_bytes)
-        return request
+        return request, owner
 
 
 def _chunk(stream: ChatStream, deltas: Iterable[chat_pb2.ChatDelta]) -> chat_pb2.ChatCompletionChunk:

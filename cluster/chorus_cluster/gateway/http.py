@@ -20,13 +20,12 @@ from chorus_cluster.gateway.http_chat import ChatForm
 from chorus_cluster.gateway.http_completions import CompletionBody, CompletionForm, TextCompletion
 from chorus_cluster.gateway.http_io import RequestMiddleware, error_response, json_response, read_body
 from chorus_cluster.gateway.http_response import GenerationResponse
-from chorus_cluster.gateway.http_tokens import add_token_routes, tokenize_chat_schema
+from chorus_cluster.gateway.http_tokens import add_token_routes, body_of, tokenize_chat_schema
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES, parse_chat_body, parse_json
 from chorus_protos.v1 import engine_pb2
 
 TIMEOUT_HEADER = "x-request-timeout-s"
 
-_BODY_REF = {"$ref": "#/components/schemas/ChatCompletionRequest"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": wire.ErrorBody, "description": "The request can't be served as it is; `param` names the field."},
     401: {"model": wire.ErrorBody, "description": "No API key, or none that is in force, where keys are asked for."},
@@ -83,15 +82,17 @@ def build_http_app(
     return app
 
 
+def _generation_extra(body: str) -> dict[str, Any]:
+    """What the OpenAPI pages say of a route that reads a body of this schema itself."""
+    return body_of({"$ref": f"#/components/schemas/{body}"}) | {"parameters": [_TIMEOUT_PARAMETER]}
+
+
 def _add_chat_route(app: FastAPI, service: ChatService, max_body_bytes: int) -> None:
     @app.post(
         "/v1/chat/completions",
         response_model=None,
         responses={200: {"model": wire.ChatCompletion, "content": _EVENT_STREAM}, **_ERRORS},
-        openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": _BODY_REF}}},
-            "parameters": [_TIMEOUT_PARAMETER],
-        },
+        openapi_extra=_generation_extra("ChatCompletionRequest"),
         tags=["chat"],
         summary="Create a chat completion",
     )
@@ -108,13 +109,7 @@ def _add_completion_route(app: FastAPI, service: ChatService, max_body_bytes: in
         "/v1/completions",
         response_model=None,
         responses={200: {"model": TextCompletion, "content": _EVENT_STREAM}, **_ERRORS},
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CompletionRequest"}}},
-            },
-            "parameters": [_TIMEOUT_PARAMETER],
-        },
+        openapi_extra=_generation_extra("CompletionRequest"),
         tags=["completions"],
         summary="Complete raw prompts",
     )

@@ -1,6 +1,5 @@
 """/v1/completions: OpenAI's old completions of raw prompts, as servers of open models have them."""
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,45 +10,28 @@ from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.choices import total
 from chorus_cluster.gateway.completion import Completion
-from chorus_cluster.gateway.http_models import Elements, StreamOptions, Usage
-from chorus_cluster.gateway.parse import logit_bias, or_default, parse_body, stream_flags
+from chorus_cluster.gateway.http_models import Elements, GenerationBody, Usage
+from chorus_cluster.gateway.parse import parse_body, sampling_fields, stream_flags
 from chorus_cluster.gateway.request import TextRequest
-from chorus_cluster.gateway.sse import DONE, usage_body
+from chorus_cluster.gateway.sse import DONE, encode, error_events, finite_logprob, usage_body
 from chorus_cluster.gateway.stream import ChatStream
-from chorus_cluster.gateway.validate import MAX_CHOICES
+from chorus_cluster.gateway.validate import MAX_CHOICES, MAX_TOP_LOGPROBS
 
 _DEFAULT_MAX_TOKENS = 16
-_MAX_LOGPROBS = 20
-
-_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class CompletionBody(BaseModel):
-    """Body of POST /v1/completions. A field that stands nowhere here is refused, lest it be ignored unnoticed."""
+class CompletionBody(GenerationBody):
+    """Body of POST /v1/completions."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", title="CompletionRequest")
+    model_config = ConfigDict(title="CompletionRequest")
 
-    model: str
     prompt: str | Elements[str] | Elements[int] | Elements[Elements[int]] = Field(
         description="Texts, in which special tokens may be spelled out (`<|start|>user<|message|>`), or token ids."
     )
     max_tokens: int | None = Field(default=None, description="Default 16.")
-    temperature: float | None = Field(default=None, description="0 (greedy) to 2; default 1.")
-    top_p: float | None = Field(default=None, description="0 to 1; default 1.")
-    top_k: int | None = Field(default=None, description="0 or -1: off, the default.")
-    min_p: float | None = Field(default=None, description="0 (off, the default) to 1.")
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = Field(default=None, description="Default 1 (off).")
-    seed: int | None = None
-    logit_bias: dict[str, float] | None = Field(default=None, description="Token id to bias, -100 to 100.")
-    stop: str | Elements[str] | None = Field(default=None, description="At most 4.")
-    n: int | None = Field(default=None, description="How many answers to each prompt; at most 128 in all.")
     logprobs: int | None = Field(default=None, description="0 to 20 alternatives to each token.")
     echo: bool | None = Field(default=None, description="Whether answers begin with their prompt; not with `logprobs`.")
     skip_special_tokens: bool | None = Field(default=None, description="Default true: they are left out of the text.")
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
 
     # Served in one form only; anything else is refused.
     best_of: int | None = Field(default=None, description="Only as `n`.")
@@ -152,7 +134,7 @@ class TextChunkWriter:
         return (self._chunk([], usage_body(usage)) if self._include_usage else b"") + DONE
 
     def error(self, error: ChorusError) -> bytes:
-        return f"data: {_encode(error.body())}\n\n".encode() + DONE
+        return error_events(error)
 
     def _event(self, event: ev.Event) -> bytes:
         choice: dict[str, Any] = {"index": self._index, "text": "", "logprobs": None, "finish_reason": None}
@@ -167,7 +149,7 @@ class TextChunkWriter:
 
     def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> bytes:
         chunk = self._head | {"choices": choices} | ({"usage": usage} if self._include_usage else {})
-        return f"data: {_encode(chunk)}\n\n".encode()
+        return f"data: {encode(chunk)}\n\n".encode()
 
 
 def _head(id: str, created: int, model: str) -> dict[str, Any]:
@@ -182,29 +164,24 @@ def _logprobs(entries: Sequence[ev.Logprob], start: int) -> dict[str, Any]:
         spelled += entry.sampled.token_bytes
     return {
         "tokens": [entry.sampled.text for entry in entries],
-        "token_logprobs": [_finite(entry.sampled) for entry in entries],
+        "token_logprobs": [finite_logprob(entry.sampled) for entry in entries],
         # The sampled token's is always among them, as OpenAI's.
-        "top_logprobs": [{other.text: _finite(other) for other in (*entry.top, entry.sampled)} for entry in entries],
+        "top_logprobs": [
+            {other.text: finite_logprob(other) for other in (*entry.top, entry.sampled)} for entry in entries
+        ],
         "text_offset": offsets,
     }
 
 
-def _finite(candidate: ev.Candidate) -> float:
-    # JSON has no infinity; OpenAI sends -9999 for a token that can't be.
-    return max(candidate.logprob, -9999.0)
-
-
 def _to_request(body: CompletionBody) -> TextRequest:
-    n = 1 if body.n is None else body.n
-    if body.best_of is not None and body.best_of != n:
+    if body.best_of is not None and body.best_of != (1 if body.n is None else body.n):
         raise InvalidRequest("best_of", "must be as 'n': answers are not ranked")
     if body.suffix:
         raise InvalidRequest("suffix", "is not supported: gpt-oss only goes on")
     if body.echo and body.logprobs is not None:
         raise InvalidRequest("echo", "is not supported with 'logprobs': a prompt's tokens have none here")
-    if body.logprobs is not None and not 0 <= body.logprobs <= _MAX_LOGPROBS:
-        raise InvalidRequest("logprobs", f"must be from 0 to {_MAX_LOGPROBS}, not {body.logprobs}")
-    top_k = body.top_k or 0
+    if body.logprobs is not None and not 0 <= body.logprobs <= MAX_TOP_LOGPROBS:
+        raise InvalidRequest("logprobs", f"must be from 0 to {MAX_TOP_LOGPROBS}, not {body.logprobs}")
     return TextRequest(
         model=body.model,
         prompts=_prompts(body.prompt),
@@ -212,18 +189,8 @@ def _to_request(body: CompletionBody) -> TextRequest:
         with_markup=body.skip_special_tokens is False,
         max_tokens=_DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         max_tokens_field="max_tokens",
-        temperature=or_default(body.temperature, 1.0),
-        top_p=or_default(body.top_p, 1.0),
-        top_k=0 if top_k == -1 else top_k,
-        min_p=or_default(body.min_p, 0.0),
-        frequency_penalty=or_default(body.frequency_penalty, 0.0),
-        presence_penalty=or_default(body.presence_penalty, 0.0),
-        repetition_penalty=or_default(body.repetition_penalty, 1.0),
-        seed=body.seed,
-        logit_bias=logit_bias(body.logit_bias or {}),
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        n=n,
         top_logprobs=body.logprobs,
+        **sampling_fields(body),
     )
 
 

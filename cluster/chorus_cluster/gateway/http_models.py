@@ -74,19 +74,13 @@ class StreamOptions(_Lenient):
     include_usage: bool | None = None
 
 
-class ChatCompletionBody(BaseModel):
-    """Body of POST /v1/chat/completions. A field that stands nowhere here is refused, lest it be ignored unnoticed."""
+class GenerationBody(BaseModel):
+    """What the bodies of all that generates have in common. A field that stands nowhere is refused, lest it be ignored
+    unnoticed."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", title="ChatCompletionRequest")
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str
-    messages: Elements[ChatMessage]
-    tools: Elements[FunctionTool] | None = None
-    tool_choice: str | dict[str, Any] | None = Field(default=None, description="`auto` or `none`.")
-    reasoning_effort: str | None = Field(default=None, description="`low`, `medium` (the default) or `high`.")
-    include_reasoning: bool | None = Field(default=None, description="Default true. Whether `reasoning` is sent.")
-    max_completion_tokens: int | None = Field(default=None, description="Reasoning included.")
-    max_tokens: int | None = Field(default=None, json_schema_extra={"deprecated": True})
     temperature: float | None = Field(default=None, description="0 (greedy) to 2; default 1.")
     top_p: float | None = Field(default=None, description="0 to 1; default 1.")
     top_k: int | None = Field(default=None, description="0 or -1: off, the default.")
@@ -97,12 +91,25 @@ class ChatCompletionBody(BaseModel):
     seed: int | None = None
     logit_bias: dict[str, float] | None = Field(default=None, description="Token id to bias, -100 to 100.")
     stop: str | Elements[str] | None = Field(default=None, description="At most 4; matched in the answer.")
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, description="0 to 20; needs `logprobs`.")
+    n: int | None = Field(default=None, description="How many answers to a prompt; at most 128 in all.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    n: int | None = Field(default=None, description="How many answers, 1 (the default) to 128.")
+
+class ChatCompletionBody(GenerationBody):
+    """Body of POST /v1/chat/completions."""
+
+    model_config = ConfigDict(title="ChatCompletionRequest")
+
+    messages: Elements[ChatMessage]
+    tools: Elements[FunctionTool] | None = None
+    tool_choice: str | dict[str, Any] | None = Field(default=None, description="`auto` or `none`.")
+    reasoning_effort: str | None = Field(default=None, description="`low`, `medium` (the default) or `high`.")
+    include_reasoning: bool | None = Field(default=None, description="Default true. Whether `reasoning` is sent.")
+    max_completion_tokens: int | None = Field(default=None, description="Reasoning included.")
+    max_tokens: int | None = Field(default=None, json_schema_extra={"deprecated": True})
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, description="0 to 20; needs `logprobs`.")
 
     # Served in one form only; anything else is refused.
     response_format: dict[str, Any] | None = Field(default=None, description='Only `{"type": "text"}`.')

@@ -91,13 +91,9 @@ class GenerationResponse(Response):
         await send({"type": "http.response.start", "status": 200, "headers": list(_EVENT_STREAM_HEADERS)})
         await _send_piece(send, b"".join(writer.first() for writer in writers))
         try:
-            if len(streams) == 1:
-                async for events in streams[0]:
-                    await _send_piece(send, writers[0].events(events))
-            else:
-                async with contextlib.aclosing(merged(streams)) as pieces:
-                    async for index, events in pieces:
-                        await _send_piece(send, writers[index].events(events))
+            async with contextlib.aclosing(merged(streams)) as pieces:
+                async for index, events in pieces:
+                    await _send_piece(send, writers[index].events(events))
             await _send_piece(send, writers[0].end(self._form.usage([stream.usage for stream in streams])))
         except Exception as error:  # The status is out: all that is left is to say so in the stream.
             shown = to_client_error(error)

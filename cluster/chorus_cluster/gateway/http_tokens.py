@@ -61,7 +61,9 @@ def add_token_routes(
         "/tokenize",
         response_model=None,
         responses={200: {"model": TokenizeAnswer}, **errors},
-        openapi_extra=_body_of(TokenizePrompt, "TokenizeChatRequest"),
+        openapi_extra=body_of(
+            {"anyOf": [TokenizePrompt.model_json_schema(), {"$ref": "#/components/schemas/TokenizeChatRequest"}]}
+        ),
         tags=["tokens"],
     )
     async def tokenize_body(request: Request) -> Response:
@@ -76,7 +78,7 @@ def add_token_routes(
         "/detokenize",
         response_model=None,
         responses={200: {"model": DetokenizeAnswer}, **errors},
-        openapi_extra=_body_of(DetokenizeBody),
+        openapi_extra=body_of(DetokenizeBody.model_json_schema()),
         tags=["tokens"],
     )
     async def detokenize_body(request: Request) -> Response:
@@ -112,7 +114,6 @@ def tokenize_chat_schema(chat: dict[str, Any]) -> dict[str, Any]:
     return chat | {"title": "TokenizeChatRequest", "properties": chat["properties"] | options, "required": ["messages"]}
 
 
-def _body_of(model: type[BaseModel], *others: str) -> dict[str, Any]:
-    schemas = [model.model_json_schema(), *({"$ref": f"#/components/schemas/{name}"} for name in others)]
-    schema = {"anyOf": schemas} if others else schemas[0]
+def body_of(schema: dict[str, Any]) -> dict[str, Any]:
+    """A route's body, for the OpenAPI pages."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

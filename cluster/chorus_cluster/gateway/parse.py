@@ -14,6 +14,7 @@ from chorus_cluster.gateway.http_models import (
     ChatMessage,
     ContentPart,
     FunctionTool,
+    GenerationBody,
     StreamOptions,
 )
 from chorus_cluster.gateway.request import ChatRequest
@@ -65,12 +66,12 @@ def parse_body(value: Any, model: type[Body]) -> Body:
     value = {key: item for key, item in value.items() if item is not None}
     for name in value:
         if name not in model.model_fields:
-            raise unknown_field(name, model.model_fields)
+            raise _unknown_field(name, model.model_fields)
     _check_bulk(value)
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise to_invalid_request(error, value) from None
+        raise _to_invalid_request(error, value) from None
 
 
 def stream_flags(stream: bool | None, options: StreamOptions | None) -> tuple[bool, bool]:
@@ -95,7 +96,7 @@ def _check_bulk(value: dict[str, Any]) -> None:
         raise InvalidRequest("messages", f"hold {num_parts} parts and tool calls; at most {MAX_PARTS} are allowed")
 
 
-def unknown_field(name: str, known: Iterable[str]) -> InvalidRequest:
+def _unknown_field(name: str, known: Iterable[str]) -> InvalidRequest:
     """The error for a field of a body that has the known ones."""
     name = name[:_MAX_SHOWN_PATH]
     near = difflib.get_close_matches(name, known, n=1)
@@ -104,7 +105,6 @@ def unknown_field(name: str, known: Iterable[str]) -> InvalidRequest:
 
 
 def _to_chat_request(body: ChatCompletionBody) -> ChatRequest:
-    top_k = body.top_k or 0
     return ChatRequest(
         model=body.model,
         messages=tuple(_to_message(message, f"messages[{i}]") for i, message in enumerate(body.messages)),
@@ -114,23 +114,32 @@ def _to_chat_request(body: ChatCompletionBody) -> ChatRequest:
         include_reasoning=body.include_reasoning is not False,
         max_tokens=_max_tokens(body),
         max_tokens_field="max_completion_tokens" if body.max_tokens is None else "max_tokens",
-        temperature=or_default(body.temperature, 1.0),
-        top_p=or_default(body.top_p, 1.0),
-        top_k=0 if top_k == -1 else top_k,
-        min_p=or_default(body.min_p, 0.0),
-        frequency_penalty=or_default(body.frequency_penalty, 0.0),
-        presence_penalty=or_default(body.presence_penalty, 0.0),
-        repetition_penalty=or_default(body.repetition_penalty, 1.0),
-        seed=body.seed,
-        logit_bias=logit_bias(body.logit_bias or {}),
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        n=1 if body.n is None else body.n,
         top_logprobs=_top_logprobs(body),
+        **sampling_fields(body),
     )
 
 
-def or_default(value: float | None, default: float) -> float:
-    return default if value is None else value
+def sampling_fields(body: GenerationBody) -> dict[str, Any]:
+    """The fields of `Sampling` that all bodies spell alike; those that the client left out are left out.
+
+    Errors: `InvalidRequest`.
+    """
+    names = (
+        "temperature",
+        "top_p",
+        "min_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+        "seed",
+        "n",
+    )
+    fields = {name: value for name in names if (value := getattr(body, name)) is not None}
+    # vLLM's -1 is off.
+    fields["top_k"] = 0 if body.top_k in (None, -1) else body.top_k
+    fields["logit_bias"] = _logit_bias(body.logit_bias or {})
+    fields["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    return fields
 
 
 def _to_message(message: ChatMessage, where: str) -> Message:
@@ -203,7 +212,7 @@ def _top_logprobs(body: ChatCompletionBody) -> int | None:
     return None
 
 
-def logit_bias(biases: dict[str, float]) -> dict[int, float]:
+def _logit_bias(biases: dict[str, float]) -> dict[int, float]:
     # At most 10 digits: more can't be a token id, and would be slow to convert.
     for key in biases:
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
@@ -240,7 +249,7 @@ _TYPES = {
 }
 
 
-def to_invalid_request(error: ValidationError, value: Any) -> InvalidRequest:
+def _to_invalid_request(error: ValidationError, value: Any) -> InvalidRequest:
     """The deepest of Pydantic's findings; where a field may have one of several types, all that it may have."""
     findings = [(_path(details, value), details) for details in error.errors(include_url=False)]
     path = max((path for path, _ in findings), key=lambda path: path.count(".") + path.count("["))

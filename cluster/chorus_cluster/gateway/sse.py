@@ -13,7 +13,7 @@ from chorus_cluster.gateway import events as ev
 
 DONE = b"data: [DONE]\n\n"
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class ChunkWriter:
@@ -24,7 +24,7 @@ class ChunkWriter:
 
     def __init__(self, id: str, created: int, model: str, *, include_usage: bool, index: int = 0) -> None:
         head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
-        self._head = f"data: {_encode(head)[:-1]}"
+        self._head = f"data: {encode(head)[:-1]}"
         self._prefix = f'{self._head},"choices":[{{"index":{index},"delta":'
         usage = ',"usage":null' if include_usage else ""
         self._suffix = f',"logprobs":null,"finish_reason":null}}]{usage}}}\n\n'
@@ -43,11 +43,11 @@ class ChunkWriter:
         """After the last chunk of all answers: the usage if it was asked for, and the end mark."""
         if not self._include_usage:
             return DONE
-        return f'{self._head},"choices":[],"usage":{_encode(usage_body(usage))}}}\n\n'.encode() + DONE
+        return f'{self._head},"choices":[],"usage":{encode(usage_body(usage))}}}\n\n'.encode() + DONE
 
     def error(self, error: ChorusError) -> bytes:
         """An error after the first chunk, and the end mark."""
-        return f"data: {_encode(error.body())}\n\n".encode() + DONE
+        return error_events(error)
 
     def _chunk(self, delta: str) -> str:
         return f"{self._prefix}{delta}{self._suffix}"
@@ -56,25 +56,30 @@ class ChunkWriter:
         if isinstance(event, ev.Answer):
             if event.logprobs:
                 return self._answer_with_logprobs(event)
-            return f'{self._prefix}{{"content":{_encode(event.text)}}}{self._suffix}'
+            return f'{self._prefix}{{"content":{encode(event.text)}}}{self._suffix}'
         if isinstance(event, ev.Reasoning):
-            return f'{self._prefix}{{"reasoning":{_encode(event.text)}}}{self._suffix}'
+            return f'{self._prefix}{{"reasoning":{encode(event.text)}}}{self._suffix}'
         if isinstance(event, ev.ToolCallArguments):
-            call = f'{{"index":{event.index},"function":{{"arguments":{_encode(event.text)}}}}}'
+            call = f'{{"index":{event.index},"function":{{"arguments":{encode(event.text)}}}}}'
             return self._chunk(f'{{"tool_calls":[{call}]}}')
         if isinstance(event, ev.ToolCallStart):
             function = {"name": event.name, "arguments": ""}
             start = {"index": event.index, "id": event.id, "type": "function", "function": function}
-            return self._chunk(_encode({"tool_calls": [start]}))
+            return self._chunk(encode({"tool_calls": [start]}))
         return self._finished(event)
 
     def _answer_with_logprobs(self, event: ev.Answer) -> str:
-        logprobs = _encode({"content": [logprob_body(entry) for entry in event.logprobs]})
+        logprobs = encode({"content": [logprob_body(entry) for entry in event.logprobs]})
         end = f',"logprobs":{logprobs},"finish_reason":null}}]{self._usage}}}\n\n'
-        return f'{self._prefix}{{"content":{_encode(event.text)}}}{end}'
+        return f'{self._prefix}{{"content":{encode(event.text)}}}{end}'
 
     def _finished(self, event: ev.Finished) -> str:
         return f'{self._prefix}{{}},"logprobs":null,"finish_reason":"{event.reason}"}}]{self._usage}}}\n\n'
+
+
+def error_events(error: ChorusError) -> bytes:
+    """The event of an error that ends a stream, and the end mark."""
+    return f"data: {encode(error.body())}\n\n".encode() + DONE
 
 
 def usage_body(usage: ev.Usage) -> dict[str, Any]:
@@ -94,6 +99,13 @@ def logprob_body(entry: ev.Logprob) -> dict[str, Any]:
 
 
 def _candidate_body(candidate: ev.Candidate) -> dict[str, Any]:
-    # JSON has no infinity; OpenAI sends -9999 for a token that can't be.
-    logprob = max(candidate.logprob, -9999.0)
-    return {"token": candidate.text, "logprob": logprob, "bytes": list(candidate.token_bytes)}
+    return {
+        "token": candidate.text,
+        "logprob": finite_logprob(candidate),
+        "bytes": list(candidate.token_bytes),
+    }
+
+
+def finite_logprob(candidate: ev.Candidate) -> float:
+    """JSON has no infinity; OpenAI sends -9999 for a token that can't be."""
+    return max(candidate.logprob, -9999.0)

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from chorus_cluster.errors import ModelNotFound
 from chorus_cluster.gateway.chat import ChatService, encode_prompt
 from chorus_cluster.gateway.request import ChatRequest
-from chorus_cluster.gateway.validate import check_token_ids
+from chorus_cluster.gateway.validate import check_model, check_token_ids
 from chorus_cluster.harmony.marked_text import decode_marked
 from chorus_protos.v1 import engine_pb2
 
@@ -39,6 +38,6 @@ async def detokenize(service: ChatService, model: str, token_ids: Sequence[int])
 
 async def _model(service: ChatService, name: str) -> engine_pb2.ModelInfo:
     info = await service.models.get()
-    if name and name != info.model:
-        raise ModelNotFound(name)
+    if name:
+        check_model(name, info)
     return info

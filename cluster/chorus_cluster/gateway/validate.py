@@ -41,8 +41,7 @@ def validate(request: ChatRequest, model: engine_pb2.ModelInfo) -> None:
 
     Errors: `ModelNotFound`, `ContextTooLong` (when the messages can't fit, whatever their tokens), `InvalidRequest`.
     """
-    if request.model != model.model:
-        raise ModelNotFound(request.model)
+    check_model(request.model, model)
     # Tool calls take as long to render as messages do.
     check_size("messages", len(request.messages) + sum(len(message.tool_calls) for message in request.messages))
     check_size("tools", len(request.tools))
@@ -52,8 +51,7 @@ def validate(request: ChatRequest, model: engine_pb2.ModelInfo) -> None:
 
 def validate_text(request: TextRequest, model: engine_pb2.ModelInfo) -> None:
     """As `validate`; the prompts are checked where they are tokenized."""
-    if request.model != model.model:
-        raise ModelNotFound(request.model)
+    check_model(request.model, model)
     if not request.prompts:
         raise InvalidRequest("prompt", "must hold at least one prompt")
     _check_sampling(request, model.vocab_size)
@@ -61,6 +59,12 @@ def validate_text(request: TextRequest, model: engine_pb2.ModelInfo) -> None:
         raise InvalidRequest(
             "prompt", f"holds {len(request.prompts)} prompts; with n, at most {MAX_CHOICES} answers are given"
         )
+
+
+def check_model(name: str, model: engine_pb2.ModelInfo) -> None:
+    """Errors: ModelNotFound."""
+    if name != model.model:
+        raise ModelNotFound(name)
 
 
 def check_size(field: str, num_elements: int) -> None:

@@ -155,10 +155,6 @@ def _may_be_header(word: str, marker: int | None, origin: Origin) -> bool:
     return any(candidate.startswith(word) for candidate in whole)
 
 
-def _short(name: str) -> str:
-    return name.removeprefix("functions.")
-
-
 class _Reader:
     """A cursor over the segments of one header; fills `header`."""
 
@@ -271,7 +267,9 @@ class _Reader:
         """Return the tool's name without what sticks to it where a special token after it was lost."""
         known = (*self.header.recipients, *self.tools)
         # Also where a part of "functions." was lost.
-        names = [name for whole in known for name in (whole, whole.removeprefix("functions"), _short(whole)) if name]
+        names = [
+            name for whole in known for part in ("", "functions", "functions.") if (name := whole.removeprefix(part))
+        ]
         if written in names:
             return written
         fitting = [name for name in names if written.startswith(name) and self._is_token_end(start + len(name))]

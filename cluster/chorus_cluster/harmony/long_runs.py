@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Final
 
+from .vocabulary import load_encoding
+
 MAX_RUN: Final = 256
 """Longest run of characters (of one class) that is encoded as a whole; a character then takes 2 µs at most."""
 
@@ -40,6 +42,16 @@ def split_long_runs(text: str) -> Iterator[str]:
             yield text[start:cut]
             start = cut
     yield text[start:]
+
+
+def encode_text(text: str) -> list[int]:
+    """Return the token ids of `text` as text, whatever it spells, in time that is linear in its length.
+
+    Raises:
+        VocabularyError: the vocabulary can't be loaded.
+    """
+    parts = (load_encoding().encode(part, disallowed_special=()) for part in split_long_runs(text))
+    return [token_id for part in parts for token_id in part]
 
 
 def load_patterns() -> None:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from .long_runs import split_long_runs
+from .long_runs import encode_text
 from .token_table import SPECIAL_NAMES, token_bytes
-from .vocabulary import NUM_TEXT_TOKENS, VOCABULARY_SIZE, load_encoding
+from .vocabulary import NUM_TEXT_TOKENS, VOCABULARY_SIZE
 
 _MARKUP: Final = re.compile(r"<\|([a-z]+|reserved_\d{6})\|>")
 _IDS: Final = {
@@ -29,10 +29,10 @@ def encode_marked(text: str) -> list[int]:
     for markup in _MARKUP.finditer(text):
         special = _IDS.get(markup[1])
         if special is not None:
-            token_ids += _encode(text[start : markup.start()])
+            token_ids += encode_text(text[start : markup.start()])
             token_ids.append(special)
             start = markup.end()
-    return [*token_ids, *_encode(text[start:])]
+    return [*token_ids, *encode_text(text[start:])]
 
 
 def decode_marked(token_ids: Iterable[int]) -> str:
@@ -42,8 +42,3 @@ def decode_marked(token_ids: Iterable[int]) -> str:
         ValueError: an id is outside the vocabulary.
     """
     return b"".join(map(token_bytes, token_ids)).decode(errors="replace")
-
-
-def _encode(text: str) -> list[int]:
-    parts = (load_encoding().encode(part, disallowed_special=()) for part in split_long_runs(text))
-    return [token_id for part in parts for token_id in part]

@@ -28,7 +28,7 @@ from .conversation import (
     Tool,
     ToolCall,
 )
-from .long_runs import has_long_run, split_long_runs
+from .long_runs import encode_text, has_long_run, split_long_runs
 from .vocabulary import load_encoding
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -119,14 +119,9 @@ def _check_length(conversation: Conversation, max_tokens: int) -> None:
     num_tokens = 0
     for text in texts:
         for start in range(0, len(text), _SLICE):
-            num_tokens += max(0, _count_tokens(text[start : start + _SLICE]) - _TOKENS_OF_A_CUT)
+            num_tokens += max(0, len(encode_text(_clean(text[start : start + _SLICE]))) - _TOKENS_OF_A_CUT)
             if num_tokens > max_tokens:
                 raise ConversationTooLong("messages", f"take more than the {max_tokens} tokens of the model's context")
-
-
-def _count_tokens(text: str) -> int:
-    parts = split_long_runs(_clean(text))
-    return sum(len(load_encoding().encode(part, disallowed_special=())) for part in parts)
 
 
 def _num_leading_instructions(messages: Sequence[Message]) -> int:

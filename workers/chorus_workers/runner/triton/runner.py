@@ -60,8 +60,7 @@ class TritonRunner(Runner):
         in use yet."""
         if self._device.type == "cuda":
             self._graphs.capture()
-            config = self._transformer.model.config
-            warm_up(self, config, batch_invariant=self._transformer.batch_invariant)
+            warm_up(self, self._transformer.model.config)
 
     @property
     def info(self) -> RunnerInfo:

@@ -23,22 +23,22 @@ _EVERYTHING = replace(
 )
 
 
-def warm_up(runner: Runner, config: ModelConfig, *, batch_invariant: bool = False) -> None:
+def warm_up(runner: Runner, config: ModelConfig) -> None:
     """Runs the steps. They write to the KV memory, which must not be in use yet."""
     begin = time.monotonic()
-    batches = list(warm_up_batches(config, runner.info, batch_invariant=batch_invariant))
+    batches = list(warm_up_batches(config, runner.info))
     for batch in batches:
         runner.run(batch)
     logger.info("warmed up in %.1f s, with %d steps", time.monotonic() - begin, len(batches))
 
 
-def warm_up_batches(config: ModelConfig, info: RunnerInfo, *, batch_invariant: bool = False) -> Iterator[Batch]:
+def warm_up_batches(config: ModelConfig, info: RunnerInfo) -> Iterator[Batch]:
     """The steps, those of prefill first and the largest of them at once, so that it is known early whether memory will
-    do. What a step mixes doesn't matter: kernels don't know of their neighbours. batch_invariant: whether all decode
-    divides its keys alike, as the graphs' steps do."""
+    do. What a step mixes doesn't matter: kernels don't know of their neighbours."""
     for num_tokens in reversed(_token_counts(info)):
         yield Batch(_prefill(num_tokens, info))
-    if not batch_invariant:
+    # In the batch-invariant mode all decode divides its keys as the graphs' steps do.
+    if not info.batch_invariant:
         for num_sequences, length in _decode_shapes(config, info):
             yield Batch([_chunk(slot, length - 1, 1, info) for slot in range(num_sequences)])
     for params in (_PLAIN, _EVERYTHING):
