@@ -78,6 +78,17 @@ def compile_for_hopper(variants: Sequence[Variant]) -> list[Compiled]:
     return compiled
 
 
+def check_that_they_run_on_ampere(variants: Sequence[Variant]) -> None:
+    """On the oldest GPUs that are supported (A100), of 163 KiB of shared memory a program."""
+    for variant, compiled in zip(
+        variants,
+        compile_for_hopper([dataclasses.replace(variant, capability=80) for variant in variants]),
+        strict=True,
+    ):
+        assert compiled.shared <= 163 * 1024, variant
+        assert "wgmma" not in compiled.ptx and not compiled.early, variant
+
+
 def _compile(variant: Variant) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from tests.kernels.hopper import Variant, compile_for_hopper
+from tests.kernels.hopper import Variant, check_that_they_run_on_ampere, compile_for_hopper
 
 from chorus_kernels.attention import tiles
 from chorus_kernels.attention.tiles import decode_tiles
@@ -177,3 +177,7 @@ def test_kernels_over_fp8_memory_compile_for_ada() -> None:
     # Of its 99 KiB; decode with two programs on a multiprocessor.
     assert all(result.shared <= 99 * 1024 for result in results)
     assert all(result.spilled == 0 and result.shared <= 49 * 1024 for result in results[:2])
+
+
+def test_kernels_run_on_ampere() -> None:
+    check_that_they_run_on_ampere([*DECODE, combine(), *PREFILL, *WRITE])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tests.kernels.hopper import Variant, compile_for_hopper
+from tests.kernels.hopper import Variant, check_that_they_run_on_ampere, compile_for_hopper
 
 from chorus_kernels.linear import op
 from chorus_kernels.sampling.op import DRAW_REGISTERS, DRAW_WARPS, SCAN_WARPS, tile_size
@@ -178,3 +178,9 @@ def test_batch_invariant_products_use_one_instruction() -> None:
         assert "wgmma.mma_async" in compiled.ptx and "mma.sync.aligned.m16" not in compiled.ptx, variant
         # What a multiprocessor of an H100 has for a program.
         assert compiled.shared <= 227 * 1024, variant
+
+
+def test_kernels_run_on_ampere() -> None:
+    columns = tile_size(VOCABULARY)
+    products = [linear(2880, 1, "*bf16", tiled=True), linear(4096, 2, "*bf16"), vector(2880, 1, "*bf16", True)]
+    check_that_they_run_on_ampere([*norms(), *draws(columns, 128), *around_draws(columns, 128), *products])

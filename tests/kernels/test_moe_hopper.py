@@ -2,7 +2,7 @@
 
 import re
 
-from tests.kernels.hopper import Variant, compile_for_hopper
+from tests.kernels.hopper import Variant, check_that_they_run_on_ampere, compile_for_hopper
 
 from chorus_kernels.moe.few_tokens import SUM_REGISTERS
 from chorus_kernels.moe.many_tokens import grouped_tiles
@@ -30,15 +30,18 @@ def grouped_variants(num_slots: int) -> list[Variant]:
     ]
 
 
-def test_few_tokens() -> None:
+def few_token_variants() -> list[Variant]:
     few = {"experts_ptr": "*i32", **MATRICES, "num_tokens": "i32", **SHARD}
     constants = {**SHAPE, "TOP_K": 4, "BLOCK_K": 4}
     kernel = MODULE + "_decode_kernel:decode_"
-    variants = [
+    return [
         Variant(kernel + "gate_up_kernel", {"x_ptr": "*bf16", **few, "out_ptr": "*bf16", **FORMULA}, constants, 1, 1),
         Variant(kernel + "down_kernel", {"hidden_ptr": "*bf16", **few, "out_ptr": "*fp32"}, constants, 1, 1),
     ]
-    for result in compile_for_hopper(variants):
+
+
+def test_few_tokens() -> None:
+    for result in compile_for_hopper(few_token_variants()):
         # Twelve programs on each multiprocessor.
         assert result.spilled == 0 and result.registers <= 168 and set(result.specialised) <= SHARD.keys()
         before, loop, _ = re.split(
@@ -164,3 +167,8 @@ def test_around_them() -> None:
     ]
     for result in compile_for_hopper(variants):
         assert result.spilled == 0 and set(result.specialised) <= SHARD.keys()
+
+
+def test_products_run_on_ampere() -> None:
+    grouped = [variant for num_slots in NUM_SLOTS for variant in grouped_variants(num_slots)]
+    check_that_they_run_on_ampere([*few_token_variants(), *grouped])
