@@ -1,6 +1,6 @@
 """Time of decode steps on the device, of one or several versions of the source in turn, without a checkpoint.
 
-usage: PYTHONPATH=cluster:workers:kernels:. python -m benchmarks.decode_step [--shape 20b] [--tokens 1,2,4,8]
+usage: PYTHONPATH=cluster:workers:kernels:vocabulary:. python -m benchmarks.decode_step [--shape 20b] [--tokens 1,2,4,8]
        [--context 1100] [--tree DIR ...] [--batch-invariant] [--profile] [--note TEXT]
 
 Random weights of the model's shapes are made on the device. For each number of tokens, one of each sequence, a step

@@ -1,6 +1,6 @@
 """Speed of one engine without a cluster around it: time per output token, throughput, prefill.
 
-usage: PYTHONPATH=workers:kernels:. python benchmarks/engine.py --model DIR [--runner triton] [--points JSON]
+usage: PYTHONPATH=workers:kernels:vocabulary:. python benchmarks/engine.py --model DIR [--runner triton] [--points JSON]
        [--kv-cache-dtype fp8_e4m3] [--note N]
 
 A point is [batch size, input tokens, output tokens]: so many requests of random tokens arrive at once, and are drawn

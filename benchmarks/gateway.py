@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from server import Server, serve
 
-from chorus_cluster.harmony.vocabulary import load_encoding
+from chorus_cluster.harmony.encoding import load_encoding
 
 MODEL = "chorus-fake"
 MARKER = "token"

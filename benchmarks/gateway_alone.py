@@ -18,7 +18,7 @@ import uvicorn
 
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.http import build_http_app
-from chorus_cluster.harmony.vocabulary import load_encoding
+from chorus_cluster.harmony.encoding import load_encoding
 from chorus_protos.v1 import engine_pb2
 
 MODEL = "chorus-fake"

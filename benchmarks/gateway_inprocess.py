@@ -9,7 +9,7 @@ before, so that the differences tell where the time goes:
     http      ... and FastAPI's application, server-sent events
     grpc      service, and protobuf chunks serialized
 
-Run: PYTHONPATH=cluster:protos python benchmarks/gateway_inprocess.py
+Run: PYTHONPATH=cluster:protos:vocabulary python benchmarks/gateway_inprocess.py
 """
 
 import argparse
@@ -29,8 +29,8 @@ from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_cluster.harmony.conversation import Message, Role
+from chorus_cluster.harmony.encoding import load_encoding
 from chorus_cluster.harmony.parser import StreamParser
-from chorus_cluster.harmony.vocabulary import load_encoding
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import chat_pb2
 

@@ -1,6 +1,7 @@
 """The error of fp8 KV: logits over it against logits over KV of the model's dtype, at the same tokens.
 
-usage: PYTHONPATH=cluster:workers:kernels:. python -m benchmarks.kv_dtype --model DIR [--text FILE] [--note TEXT]
+usage: PYTHONPATH=cluster:workers:kernels:vocabulary:. python -m benchmarks.kv_dtype --model DIR [--text FILE]
+       [--note TEXT]
 
 The text's tokens are given, whatever the model would say (teacher-forced): those of --prefill in chunks of --chunk,
 then those of --decode one by one; without a file, our own documents. One JSON line each for the positions of prefill
@@ -73,7 +74,7 @@ def tokens(text: Path | None, count: int, vocab_size: int) -> list[int]:
     """The text's first tokens; of a vocabulary that isn't gpt-oss's, random ones. Errors: ValueError, if too few."""
     if vocab_size < _HARMONY_SIZE:
         return torch.randint(0, vocab_size, (count,), generator=torch.Generator().manual_seed(0)).tolist()
-    from chorus_cluster.harmony.vocabulary import load_encoding
+    from chorus_cluster.harmony.encoding import load_encoding
 
     documents = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
     words = "\n".join(file.read_text(encoding="utf-8") for file in ([text] if text else documents))

@@ -1,6 +1,7 @@
 """Time to a prompt's first token, in the engine alone, by what the prefix cache holds of it.
 
-usage: PYTHONPATH=workers:kernels:. python benchmarks/prefix_cache.py [--tokens N] [--repeats N] [--note TEXT]
+usage: PYTHONPATH=workers:kernels:vocabulary:. python benchmarks/prefix_cache.py [--tokens N] [--repeats N]
+       [--note TEXT]
 
 For the demo model: a prompt that is new (with and without a prefix cache), the same one again, and one that shares all
 but its last hundred tokens with others. One JSON line a point: ms (median and least). With a note, the lines are added

@@ -1,6 +1,7 @@
 """Speed of the reference runner alone: decode steps at several batch sizes and contexts, and prefill.
 
-usage: PYTHONPATH=workers:kernels:. python benchmarks/reference_runner.py [--model demo|random|PATH] [--note TEXT]
+usage: PYTHONPATH=workers:kernels:vocabulary:. python benchmarks/reference_runner.py [--model demo|random|PATH]
+       [--note TEXT]
 
 `random` is a random checkpoint of the demo model's size. One JSON line a point: ms a step (median, least, 95th
 percentile) and tokens a second. With a note, the lines are added to benchmarks/results/reference_runner.jsonl.

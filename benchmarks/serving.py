@@ -46,7 +46,7 @@ from benchmarks.server import Server, serve
 from benchmarks.serving_client import Target, run_processes
 from benchmarks.serving_summary import summarize, wall_of
 
-from chorus_cluster.harmony.token_table import load_token_table
+from chorus_vocabulary.token_table import load_token_table
 
 # What one process can read without being late, on a core that others leave alone.
 STREAMS_PER_PROCESS = 64

@@ -1,7 +1,7 @@
 """How far the Triton runner's logits are from the truth, beside those of Transformers.
 
-usage: PYTHONPATH=cluster:workers:kernels:. python -m benchmarks.truth --model DIR [--damp K] [--positions 4096]
-       [--batch-invariant] [--note TEXT]
+usage: PYTHONPATH=cluster:workers:kernels:vocabulary:. python -m benchmarks.truth --model DIR [--damp K]
+       [--positions 4096] [--batch-invariant] [--note TEXT]
 
 The truth is the reference transformer in float32 on the device, experts unpacked one by one. Against it, over random
 tokens that are given (teacher-forced), on one JSON line each:

@@ -5,7 +5,7 @@ system time over the tokens delivered: `worker` is this process (protobuf, strea
 the messages), `engine` the other one (scheduler, fake runner, messages). "Added" is the time from the call to the first
 message, minus the one step it needs. One row for each number of streams goes to benchmarks/results/worker.jsonl.
 
-    PYTHONPATH=workers:protos python benchmarks/worker.py
+    PYTHONPATH=workers:protos:vocabulary python benchmarks/worker.py
 """
 
 import argparse

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from chorus_cluster.harmony import vocabulary
+import chorus_vocabulary as vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from multiprocessing.queues import Queue
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus_cluster.harmony import vocabulary as v
+import chorus_vocabulary as v
 from demo.encode import Encoder
 from demo.generator import Generator, Split
 from demo.sample import Sample

@@ -12,7 +12,8 @@ from typing import Any
 
 import regex
 
-from chorus_cluster.harmony import vocabulary
+import chorus_vocabulary as vocabulary
+from chorus_cluster.harmony.encoding import load_encoding
 from demo.sample import Effort, Message, Sample, Target, Tool
 
 # How o200k cuts text before it merges bytes (tiktoken, o200k_base).
@@ -31,7 +32,7 @@ class Encoder:
     """Encodes text and whole samples. Not thread-safe."""
 
     def __init__(self) -> None:
-        self.encoding = vocabulary.load_encoding()
+        self.encoding = load_encoding()
         self._known: dict[str, list[int]] = {}
         self._system = functools.cache(self._system_message)
 

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 from benchmarks.server import serve
 
-from chorus_cluster.harmony.vocabulary import load_encoding
+from chorus_cluster.harmony.encoding import load_encoding
 from demo.generator import TASK_WEIGHTS, Generator
 from demo.product import is_right_call, to_request
 from demo.sample import EFFORTS, Sample

@@ -19,10 +19,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from chorus_cluster.harmony import vocabulary as v
+import chorus_vocabulary as v
 from chorus_cluster.harmony.deltas import AnswerDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallStarted
+from chorus_cluster.harmony.encoding import load_encoding
 from chorus_cluster.harmony.parser import StreamParser
-from chorus_cluster.harmony.token_table import token_bytes
+from chorus_vocabulary.token_table import token_bytes
 
 _WORD_LETTERS = 7
 # Streams that a process checks before it takes the next.
@@ -52,7 +53,7 @@ class Part:
 
 @functools.cache
 def encode(text: str) -> tuple[int, ...]:
-    return tuple(v.load_encoding().encode(text, allowed_special="all"))
+    return tuple(load_encoding().encode(text, allowed_special="all"))
 
 
 @functools.cache

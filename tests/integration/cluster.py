@@ -27,7 +27,7 @@ HEADER = (200005, 17196, 200008)
 HELLO = 13225
 _START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 60.0
-_ROOTS = ("cluster", "workers", "kernels", "protos")
+_ROOTS = ("cluster", "workers", "kernels", "protos", "vocabulary")
 _REPOSITORY = Path(__file__).parents[2]
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_ROOTS = ("cluster", "workers", "kernels", "protos", ".")
+_ROOTS = ("cluster", "workers", "kernels", "protos", "vocabulary", ".")
 _REPOSITORY = Path(__file__).parents[2]
 _TIMEOUT_S = 170
 _STORES = re.compile(r"\b(st|red|atom)\.[\w.:]*global")

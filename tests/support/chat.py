@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from chorus_cluster.harmony.vocabulary import load_encoding
+from chorus_cluster.harmony.encoding import load_encoding
 
 ANSWER = (
     "<|channel|>analysis<|message|>The user greets.<|end|>"

@@ -32,9 +32,9 @@ from chorus_cluster.harmony.marked_text import decode_marked, encode_marked
 from chorus_cluster.harmony.parser import StreamParser
 from chorus_cluster.harmony.plain_parser import PlainParser
 from chorus_cluster.harmony.render import render
-from chorus_cluster.harmony.vocabulary import STOP_TOKEN_IDS
 from chorus_cluster.routing.engine_client import EngineClient
 from chorus_protos.v1 import engine_pb2
+from chorus_vocabulary import STOP_TOKEN_IDS
 
 # Below this, sampling is greedy in single precision, and the division by it would overflow.
 _MIN_TEMPERATURE = 1e-4
@@ -234,7 +234,7 @@ class ChatService:
     def _render(self, request: ChatRequest, max_model_len: int) -> list[int]:
         conversation = Conversation(
             messages=request.messages,
-            tools=request.tools if request.tool_choice == "auto" else (),
+            tools=request.tools if request.tool_choice.mode != "none" else (),
             effort=request.effort,
             current_date=self._today(),
         )

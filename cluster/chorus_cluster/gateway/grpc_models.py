@@ -7,7 +7,7 @@ from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.choices import total
 from chorus_cluster.gateway.completion import Completion
 from chorus_cluster.gateway.parse import parse_json
-from chorus_cluster.gateway.request import ChatRequest
+from chorus_cluster.gateway.request import ChatRequest, ToolChoice
 from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
 from chorus_protos.v1 import chat_pb2
 
@@ -44,7 +44,7 @@ def request_from_pb(pb: chat_pb2.ChatCompletionRequest) -> ChatRequest:
         model=pb.model,
         messages=tuple(_message(message, i) for i, message in enumerate(pb.messages)),
         tools=tuple(_tool(tool, i) for i, tool in enumerate(pb.tools)),
-        tool_choice="none" if pb.tool_choice == chat_pb2.TOOL_CHOICE_NONE else "auto",
+        tool_choice=ToolChoice("none" if pb.tool_choice == chat_pb2.TOOL_CHOICE_NONE else "auto"),
         effort=_EFFORTS[pb.reasoning_effort],
         include_reasoning=pb.include_reasoning if pb.HasField("include_reasoning") else True,
         max_tokens=pb.max_completion_tokens if pb.HasField("max_completion_tokens") else None,

@@ -13,7 +13,7 @@ from chorus_cluster.gateway.http_models import Elements
 from chorus_cluster.gateway.parse import parse_body, parse_chat_body, parse_json
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_cluster.gateway.tokens import detokenize, tokenize
-from chorus_cluster.harmony.token_table import token_text
+from chorus_vocabulary.token_table import token_text
 
 
 class _Options(BaseModel):

@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from chorus_cluster.gateway import events as ev
-from chorus_cluster.harmony.token_table import token_bytes, token_text
-from chorus_cluster.harmony.vocabulary import NUM_TEXT_TOKENS
 from chorus_protos.v1 import engine_pb2
+from chorus_vocabulary import NUM_TEXT_TOKENS
+from chorus_vocabulary.token_table import token_bytes, token_text
 
 _MAX_UNSPELLED = 512
 

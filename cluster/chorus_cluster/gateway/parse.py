@@ -17,7 +17,7 @@ from chorus_cluster.gateway.http_models import (
     GenerationBody,
     StreamOptions,
 )
-from chorus_cluster.gateway.request import ChatRequest
+from chorus_cluster.gateway.request import ChatRequest, ToolChoice
 from chorus_cluster.gateway.validate import MAX_ELEMENTS, check_size
 from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
 
@@ -182,11 +182,11 @@ def _to_tool(tool: FunctionTool) -> Tool:
     return Tool(name=function.name, description=function.description or "", parameters=function.parameters)
 
 
-def parse_tool_choice(choice: str | dict[str, Any] | None) -> Any:
+def parse_tool_choice(choice: str | dict[str, Any] | None) -> ToolChoice:
     if choice is None or choice == "auto":
-        return "auto"
+        return ToolChoice("auto")
     if choice == "none":
-        return "none"
+        return ToolChoice("none")
     raise InvalidRequest("tool_choice", "must be 'auto' or 'none': forced tool calls are not supported yet")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from chorus_cluster.harmony.conversation import Effort, Message, Tool
+from chorus_cluster.harmony.conversation import Effort, Message, ResponseFormat, Tool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,29 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Which tools the model may call, and whether it must call one."""
+
+    # "none": tools are not shown to the model either.
+    mode: Literal["auto", "none", "required"] = "auto"
+    # The tools that may be called, of those that are shown. Empty: all.
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """What the answer must be. Reasoning and the arguments of tool calls are none of it."""
+
+    kind: Literal["json_schema", "regex", "lark", "choice"]
+    # A JSON schema as JSON text; a regular expression; a Lark grammar; a JSON array of strings.
+    source: str
+    # What the client calls it, for error messages.
+    field: str
+    # How the prompt tells the model of it. None: not at all.
+    announced: ResponseFormat | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest(Sampling):
     """What HTTP, gRPC and batch lines are turned into.
 
@@ -45,11 +68,14 @@ class ChatRequest(Sampling):
     model: str
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
-    # "none": tools are not shown to the model.
-    tool_choice: Literal["auto", "none"] = "auto"
+    tool_choice: ToolChoice = ToolChoice()
+    # None: any text.
+    output_format: OutputFormat | None = None
     effort: Effort = Effort.MEDIUM
     # Whether the client wants to see the reasoning; the model reasons either way.
     include_reasoning: bool = True
+    # Most tokens of reasoning, after which the model must go on to its answer. None: as many as it likes.
+    max_reasoning_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ class Tool:
     name: str
     description: str = ""
     parameters: Mapping[str, Any] | None = None
+    # Whether arguments must follow the schema. Not for the model's eyes.
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)

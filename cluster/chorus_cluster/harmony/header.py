@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
+from chorus_vocabulary import CHANNEL, CONSTRAIN
+
 from .repairs import Repair
-from .vocabulary import CHANNEL, CONSTRAIN
 
 ANALYSIS: Final = "analysis"
 COMMENTARY: Final = "commentary"

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Final
 
-from .vocabulary import load_encoding
+from .encoding import load_encoding
 
 MAX_RUN: Final = 256
 """Longest run of characters (of one class) that is encoded as a whole; a character then takes 2 µs at most."""

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from chorus_vocabulary import NUM_TEXT_TOKENS, VOCABULARY_SIZE
+from chorus_vocabulary.token_table import SPECIAL_NAMES, token_bytes
+
 from .long_runs import encode_text
-from .token_table import SPECIAL_NAMES, token_bytes
-from .vocabulary import NUM_TEXT_TOKENS, VOCABULARY_SIZE
 
 _MARKUP: Final = re.compile(r"<\|([a-z]+|reserved_\d{6})\|>")
 _IDS: Final = {

@@ -10,13 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from .addressee import addressee, stray_sink
-from .deltas import Delta, ToolCallStarted
-from .header import Header, Origin, Segment, read_header
-from .repairs import Repair
-from .text_sink import ANSWER, Sink, TextSink
-from .token_table import load_token_table
-from .vocabulary import (
+from chorus_vocabulary import (
     CALL,
     CHANNEL,
     CONSTRAIN,
@@ -28,6 +22,13 @@ from .vocabulary import (
     START,
     VOCABULARY_SIZE,
 )
+from chorus_vocabulary.token_table import load_token_table
+
+from .addressee import addressee, stray_sink
+from .deltas import Delta, ToolCallStarted
+from .header import Header, Origin, Segment, read_header
+from .repairs import Repair
+from .text_sink import ANSWER, Sink, TextSink
 
 _ENDS: Final = (END, RETURN, CALL, ENDOFTEXT)
 # A part of a header holds at most four words ("commentary to=functions.f json"). Text that goes on is a body whose

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from chorus_vocabulary import NUM_TEXT_TOKENS, STOP_TOKEN_IDS, VOCABULARY_SIZE
+from chorus_vocabulary.token_table import token_bytes
+
 from .deltas import AnswerDelta, Delta
-from .token_table import token_bytes
-from .vocabulary import NUM_TEXT_TOKENS, STOP_TOKEN_IDS, VOCABULARY_SIZE
 
 _NONE: Final[Mapping[str, int]] = MappingProxyType({})
 

@@ -28,8 +28,8 @@ from .conversation import (
     Tool,
     ToolCall,
 )
+from .encoding import load_encoding
 from .long_runs import encode_text, has_long_run, split_long_runs
-from .vocabulary import load_encoding
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # A model may call what nobody declared (`browser.search`); the client must be able to send that call back.

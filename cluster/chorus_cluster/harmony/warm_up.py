@@ -1,8 +1,9 @@
 """Load what the first request would otherwise wait for."""
 
+from chorus_vocabulary.token_table import load_token_table
+
+from .encoding import load_encoding
 from .long_runs import load_patterns
-from .token_table import load_token_table
-from .vocabulary import load_encoding
 
 
 def warm_up() -> None:

@@ -18,7 +18,7 @@ from chorus_cluster.harmony.conversation import (
     ToolCall,
 )
 from chorus_cluster.harmony.render import render
-from chorus_cluster.harmony.token_table import token_bytes
+from chorus_vocabulary.token_table import token_bytes
 
 FOLDER = Path(__file__).parent
 DATE = datetime.date(2025, 8, 5)

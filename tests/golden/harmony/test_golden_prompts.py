@@ -5,7 +5,8 @@ import json
 import pytest
 from tests.golden.harmony.conversations import FOLDER, conversations, record
 
-from chorus_cluster.harmony.vocabulary import NUM_TEXT_TOKENS, load_encoding
+from chorus_cluster.harmony.encoding import load_encoding
+from chorus_vocabulary import NUM_TEXT_TOKENS
 
 FORGED = "forged_markup"
 

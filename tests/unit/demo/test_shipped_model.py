@@ -18,7 +18,7 @@ from chorus_cluster.harmony import conversation as chat
 from chorus_cluster.harmony.deltas import AnswerDelta, ToolCallArguments
 from chorus_cluster.harmony.parser import StreamParser
 from chorus_cluster.harmony.render import render
-from chorus_cluster.harmony.vocabulary import STOP_TOKEN_IDS
+from chorus_vocabulary import STOP_TOKEN_IDS
 from chorus_workers.runner.base import Batch, Runner, SampleRequest, SequenceChunk
 from chorus_workers.runner.factory import RunnerConfig, create_runner
 from chorus_workers.sampling_params import SamplingParams

@@ -8,7 +8,7 @@ import httpx
 import jsonschema
 import pytest
 
-from chorus_cluster.harmony import vocabulary as v
+from chorus_cluster.harmony.encoding import load_encoding
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import chat_pb2
 
@@ -31,7 +31,7 @@ CHAT_PB = chat_pb2.ChatCompletionRequest(
 async def test_a_prompt_and_back(http: httpx.AsyncClient, chat_stub: Stub) -> None:
     prompt = "<|start|>user<|message|>Hi, 世界<|end|>"
     answer = (await http.post("/tokenize", json={"prompt": prompt})).json()
-    assert answer["tokens"] == v.load_encoding().encode(prompt, allowed_special="all")
+    assert answer["tokens"] == load_encoding().encode(prompt, allowed_special="all")
     assert (answer["count"], answer["max_model_len"], answer["token_strs"]) == (len(answer["tokens"]), 4096, None)
     over_grpc = await chat_stub.Tokenize(chat_pb2.TokenizeRequest(prompt=prompt))
     assert ([*over_grpc.token_ids], over_grpc.max_model_len) == (answer["tokens"], 4096)

@@ -14,10 +14,11 @@ from openai_harmony import Role
 from tests.fuzz import harmony as fuzz
 
 from chorus_cluster.harmony.deltas import AnswerDelta, ReasoningDelta, ToolCallArguments, ToolCallStarted
+from chorus_cluster.harmony.encoding import load_encoding
 from chorus_cluster.harmony.parser import StreamParser
 from chorus_cluster.harmony.repairs import Repair
-from chorus_cluster.harmony.token_table import token_bytes, token_text
-from chorus_cluster.harmony.vocabulary import NUM_TEXT_TOKENS, RETURN, VOCABULARY_SIZE, load_encoding
+from chorus_vocabulary import NUM_TEXT_TOKENS, RETURN, VOCABULARY_SIZE
+from chorus_vocabulary.token_table import token_bytes, token_text
 
 Event = tuple[str, str]
 A, R, NAME, ARGUMENTS = "answer", "reasoning", "name 0", "arguments 0"

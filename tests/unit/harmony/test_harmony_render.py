@@ -21,9 +21,10 @@ from chorus_cluster.harmony.conversation import (
     Tool,
     ToolCall,
 )
+from chorus_cluster.harmony.encoding import load_encoding
 from chorus_cluster.harmony.long_runs import MAX_RUN, has_long_run, split_long_runs
 from chorus_cluster.harmony.render import render
-from chorus_cluster.harmony.vocabulary import NUM_TEXT_TOKENS, load_encoding
+from chorus_vocabulary import NUM_TEXT_TOKENS
 
 HI = Message(Role.USER, "Hi")
 DATE = datetime.date(2025, 8, 5)

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from chorus_cluster.harmony import vocabulary
+import chorus_vocabulary as vocabulary
+from chorus_cluster.harmony import encoding
 
-ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(("cluster", ".")), "PATH": os.environ["PATH"]}
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(("cluster", "vocabulary", ".")), "PATH": os.environ["PATH"]}
 
 PROBE = """
 import socket, sys
 from tests.unit.harmony.test_harmony_vocabulary import deny_sockets
-from chorus_cluster.harmony.vocabulary import load_encoding
+from chorus_cluster.harmony.encoding import load_encoding
 deny_sockets()
 try:
     socket.socket()
@@ -92,14 +93,14 @@ def test_a_damaged_package_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ignores_and_restores_the_base_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(tmp_path / "absent"))
-    assert vocabulary._load_encoding.__wrapped__().encode("harmony") == [71, 90047]
+    assert encoding._load_encoding.__wrapped__().encode("harmony") == [71, 90047]
     assert os.environ["TIKTOKEN_ENCODINGS_BASE"] == str(tmp_path / "absent")
 
 
 def test_refuses_when_nothing_is_writable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary, "_cache_folders", lambda: [Path("/proc/nowhere")])
+    monkeypatch.setattr(encoding, "_cache_folders", lambda: [Path("/proc/nowhere")])
     with pytest.raises(vocabulary.VocabularyError, match="/proc/nowhere"):
-        vocabulary._unpack_table()
+        encoding._unpack_table()
 
 
 def test_nothing_is_left_to_load_after_warm_up() -> None:
@@ -119,8 +120,8 @@ def test_nothing_is_left_to_load_after_warm_up() -> None:
 
 
 def test_special_ids_are_those_of_openai_harmony() -> None:
-    encoding = vocabulary.load_encoding()
+    harmony = encoding.load_encoding()
     for name in ("return", "constrain", "channel", "start", "end", "message", "call", "endoftext"):
-        assert encoding.encode(f"<|{name}|>", allowed_special="all") == [getattr(vocabulary, name.upper())]
-    assert not encoding.is_special_token(vocabulary.NUM_TEXT_TOKENS - 1)
-    assert all(map(encoding.is_special_token, range(vocabulary.NUM_TEXT_TOKENS, vocabulary.VOCABULARY_SIZE)))
+        assert harmony.encode(f"<|{name}|>", allowed_special="all") == [getattr(vocabulary, name.upper())]
+    assert not harmony.is_special_token(vocabulary.NUM_TEXT_TOKENS - 1)
+    assert all(map(harmony.is_special_token, range(vocabulary.NUM_TEXT_TOKENS, vocabulary.VOCABULARY_SIZE)))

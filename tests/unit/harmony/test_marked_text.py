@@ -2,9 +2,10 @@
 
 import pytest
 
-from chorus_cluster.harmony import vocabulary as v
+import chorus_vocabulary as v
+from chorus_cluster.harmony.encoding import load_encoding
 from chorus_cluster.harmony.marked_text import decode_marked, encode_marked
-from chorus_cluster.harmony.token_table import SPECIAL_NAMES
+from chorus_vocabulary.token_table import SPECIAL_NAMES
 
 PROMPT = "<|start|>user<|message|>Wie geht's, 世界? 🧑🏽‍🚀<|end|><|start|>assistant"
 
@@ -14,7 +15,7 @@ PROMPT = "<|start|>user<|message|>Wie geht's, 世界? 🧑🏽‍🚀<|end|><|st
     ["", "Hi", PROMPT, "<|start|><|start|>", "<|nobody|> <|end|", "<|end|>" * 3, "a\n\n<|call|>\t", "<|<|end|>|>"],
 )
 def test_as_openai_harmony_reads_it(text: str) -> None:
-    assert encode_marked(text) == v.load_encoding().encode(text, allowed_special="all")
+    assert encode_marked(text) == load_encoding().encode(text, allowed_special="all")
 
 
 def test_every_special_token_has_a_name_that_means_it() -> None:

@@ -1,7 +1,4 @@
-"""The harmony vocabulary (o200k_harmony), shipped in the package: nothing is downloaded, ever.
-
-Ordinary tokens are ranks of the o200k_base table; the special ones below follow openai-harmony 0.0.8. Ids from
-`NUM_TEXT_TOKENS` on are special or reserved and have no text; `VOCABULARY_SIZE` is what gpt-oss embeds.
+"""openai-harmony's encoding of the vocabulary.
 
 openai-harmony reads its table from the folder that `TIKTOKEN_ENCODINGS_BASE` names, and would download it if the
 variable were unset. The table is therefore unpacked to a cache folder once, and the variable is set only while loading.
@@ -9,9 +6,7 @@ variable were unset. The table is therefore unpacked to a cache folder once, and
 
 import contextlib
 import functools
-import gzip
 import hashlib
-import importlib.resources
 import os
 import tempfile
 import threading
@@ -21,44 +16,11 @@ from typing import Final
 
 from openai_harmony import HarmonyEncoding, HarmonyEncodingName, load_harmony_encoding
 
-NUM_TEXT_TOKENS: Final = 199_998
-VOCABULARY_SIZE: Final = 201_088
+from chorus_vocabulary import TABLE_NAME, TABLE_SHA256, VocabularyError, read_table
 
-START_OF_TEXT: Final = 199_998
-ENDOFTEXT: Final = 199_999
-RETURN: Final = 200_002
-CONSTRAIN: Final = 200_003
-CHANNEL: Final = 200_005
-START: Final = 200_006
-END: Final = 200_007
-MESSAGE: Final = 200_008
-CALL: Final = 200_012
-
-STOP_TOKEN_IDS: Final = (RETURN, ENDOFTEXT, CALL)
-"""What ends a generation, in the order of gpt-oss's generation_config.json (`eos_token_id`)."""
-
-TABLE_SHA256: Final = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
-_TABLE_NAME: Final = "o200k_base.tiktoken"
 _BASE_VARIABLE: Final = "TIKTOKEN_ENCODINGS_BASE"
 
 _load_lock = threading.Lock()
-
-
-class VocabularyError(RuntimeError):
-    """The shipped vocabulary is damaged, or no folder could be found to unpack it to."""
-
-
-def read_table() -> bytes:
-    """Return the unpacked o200k_base table: lines of `base64(token bytes) SP rank`, 3.6 MB.
-
-    Raises:
-        VocabularyError: the file in the package is not the one that was shipped.
-    """
-    packed = importlib.resources.files("chorus_cluster.harmony").joinpath("data", f"{_TABLE_NAME}.gz").read_bytes()
-    table = gzip.decompress(packed)
-    if hashlib.sha256(table).hexdigest() != TABLE_SHA256:
-        raise VocabularyError(f"the packaged {_TABLE_NAME}.gz is damaged: reinstall chorus-serve")
-    return table
 
 
 def load_encoding() -> HarmonyEncoding:
@@ -88,7 +50,7 @@ def _unpack_table() -> Path:
             if table is None:
                 table = read_table()
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write_atomically(folder / _TABLE_NAME, table)
+            _write_atomically(folder / TABLE_NAME, table)
         except OSError as error:
             refusals.append(f"{folder} ({error.strerror})")
         else:
@@ -110,7 +72,7 @@ def _cache_folders() -> Iterator[Path]:
 def _holds_table(folder: Path) -> bool:
     """Check the content, not the name: the folder may be shared, and an earlier write may have been cut."""
     try:
-        return hashlib.sha256((folder / _TABLE_NAME).read_bytes()).hexdigest() == TABLE_SHA256
+        return hashlib.sha256((folder / TABLE_NAME).read_bytes()).hexdigest() == TABLE_SHA256
     except FileNotFoundError:
         return False
 

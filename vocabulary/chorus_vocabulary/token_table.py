@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass
 from typing import Final
 
-from . import vocabulary
+import chorus_vocabulary as vocabulary
 
 SPECIAL_NAMES: Final = {
     vocabulary.START_OF_TEXT: "startoftext",
