@@ -14,14 +14,10 @@ import regex
 
 import chorus_vocabulary as vocabulary
 from chorus_cluster.harmony.encoding import load_encoding
+from chorus_vocabulary.token_table import SPLIT_PATTERN
 from demo.sample import Effort, Message, Sample, Target, Tool
 
-# How o200k cuts text before it merges bytes (tiktoken, o200k_base).
-_PIECES = regex.compile(
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_PIECES = regex.compile(SPLIT_PATTERN)
 _IDENTITY = "You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\n"
 _CHANNELS = "# Valid channels: analysis, commentary, final. Channel must be included for every message."
 _TOOLS_ON = "\nCalls to these tools must go to the commentary channel: 'functions'."

@@ -60,6 +60,8 @@ class GatewayConfig:
     max_ongoing_requests: Count = 4096
     # CPUs that Ray reserves for a replica; it may use more or less.
     num_cpus: Amount = 0.1
+    # Whether the model can write those headers of messages alone that harmony has, to the tools that there are.
+    header_guard: Switch = True
     # Seconds that open requests get to finish when a gateway is stopped.
     drain_timeout_s: Amount = 30.0
 

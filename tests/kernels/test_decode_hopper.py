@@ -57,13 +57,16 @@ def draws(tile_columns: int, num_tiles: int) -> list[Variant]:
         shared = signature(
             fp32="logits_ptr temperature_ptr top_p_ptr stats_ptr",
             i64="seeds_ptr positions_ptr ids_ptr",
-            i32="mask_ptr argmax_ptr",
+            i32="mask_ptr mask_rows_ptr argmax_ptr",
             int="N mask_stride",
         )
         constants = flags | {"HAS_MASK": masked}
         variants.append(sampling("scan_kernel", shared, constants, SCAN_WARPS))
         of_draw = signature(
-            fp32="min_p_ptr", i64="columns_ptr drawn_ptr slots_ptr top_k_ptr", i32="latest_ptr", int="num_tiles"
+            fp32="min_p_ptr",
+            i64="columns_ptr drawn_ptr slots_ptr top_k_ptr",
+            i32="latest_ptr overruled_ptr",
+            int="num_tiles",
         )
         constants = constants | {"HAS_LATEST": True, "LEAST_Z": -26.02, "NT_BLOCK": num_tiles, "TRUNCATED": truncated}
         variants.append(sampling("draw_kernel", shared | of_draw, constants, DRAW_WARPS, DRAW_REGISTERS))

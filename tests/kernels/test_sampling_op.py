@@ -53,7 +53,7 @@ def drawn_by_reference(logits: Tensor, settings: dict[str, Tensor], token_ids: T
 
 def drawn(logits: Tensor, settings: dict[str, Tensor], token_ids: Tensor | None = None, **options: Any) -> list[int]:
     ids = None if token_ids is None else token_ids.to(DEVICE)
-    columns, token_ids = op.sample(logits.to(DEVICE), **settings, token_ids=ids, **options)
+    columns, token_ids, _ = op.sample(logits.to(DEVICE), **settings, token_ids=ids, **options)
     assert torch.equal(token_ids, columns if ids is None else ids[columns])
     return columns.tolist()
 
@@ -173,11 +173,23 @@ def test_a_mask_is_as_if_what_it_forbids_were_impossible() -> None:
     settings = controls(
         size, temperature=[1.0, 1.0, 0.0, 2.0, 1.0], top_k=[0, 5, 0, 99, 0], top_p=[0.9, 1.0, 1.0, 0.9, 1.0]
     )
-    columns, token_ids = op.sample(logits.to(DEVICE), **settings, token_mask=mask)
-    assert (token_ids >= 0).tolist() == [True] * 4 + [False]
+    # A sixth row has no mask, and the masks lie in another order than the rows.
+    order = [3, 1, 4, 0, 2]
+    rows = torch.tensor([order.index(row) for row in range(size)] + [-1], dtype=torch.int32, device=DEVICE)
+    logits = torch.cat([logits, logits[:1]])
+    settings = {name: torch.cat([value, value[:1]]) for name, value in settings.items()}
+    columns, token_ids, overruled = op.sample(
+        logits.to(DEVICE), **settings, token_mask=op.TokenMask(mask[order].contiguous(), rows)
+    )
+    assert overruled is not None
+    assert (token_ids >= 0).tolist() == [True] * 4 + [False, True]
+    free = {name: value[5:] for name, value in settings.items()}
+    assert columns[5:].tolist() == drawn(logits[5:], free)
+    best = logits.argmax(-1).tolist()
+    assert overruled.tolist() == [*(int(not allowed[row, best[row]]) for row in range(size)), 0]
     some = {name: value[:4] for name, value in settings.items()}
-    masked = logits.masked_fill(~allowed, -math.inf)
-    assert columns.tolist() == [*drawn_by_reference(masked[:4], some), 0]
+    masked = logits[:size].masked_fill(~allowed, -math.inf)
+    assert columns[:5].tolist() == [*drawn_by_reference(masked[:4], some), 0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -189,12 +201,12 @@ def test_logits_that_are_not_finite_fail_their_row_alone(bad: float) -> None:
     logits[1, 259] = logits[3, 0] = bad
     latest = op.LatestTokens(torch.full((9,), -7, dtype=torch.int32, device=DEVICE), torch.arange(5).to(DEVICE) + 3)
     ids = torch.arange(logits.shape[1]).to(DEVICE) * 2 + 1
-    columns, token_ids = op.sample(logits.to(DEVICE), **settings, token_ids=ids, latest=latest)
+    columns, token_ids, _ = op.sample(logits.to(DEVICE), **settings, token_ids=ids, latest=latest)
     failed = torch.tensor([False, True, False, True, False], device=DEVICE)
     assert torch.equal(token_ids, torch.where(failed, -1, ids[columns]))
     assert torch.equal(latest.token_ids[3:8], token_ids.clamp_min(0).int())
     assert latest.token_ids[[0, 1, 2, 8]].tolist() == [-7] * 4
-    columns, token_ids = op.sample(logits.to(DEVICE), **settings)
+    columns, token_ids, _ = op.sample(logits.to(DEVICE), **settings)
     assert (token_ids >= 0).tolist() == [True, False, True, False, True]
     assert columns.tolist() == [good[0], 0, good[2], 0, good[4]]
 
@@ -221,15 +233,20 @@ def test_noise_is_exact_and_its_bound_holds() -> None:
 
 
 def test_no_rows_and_what_does_not_fit() -> None:
-    columns, token_ids = op.sample(torch.zeros(0, 7, device=DEVICE), **{n: v[:0] for n, v in controls(1).items()})
+    columns, token_ids, overruled = op.sample(
+        torch.zeros(0, 7, device=DEVICE), **{n: v[:0] for n, v in controls(1).items()}
+    )
     assert columns.shape == token_ids.shape == (0,) and columns.dtype == torch.int64
     logits, settings = torch.zeros(2, 40, device=DEVICE), controls(2)
     with pytest.raises(ValueError, match=r"temperature must be \[2\]"):
         op.sample(logits, **settings | {"temperature": settings["temperature"][:1]})
     with pytest.raises(ValueError, match="top_k must be"):
         op.sample(logits, **settings | {"top_k": settings["top_k"].float()})
-    with pytest.raises(ValueError, match=r"token_mask must be \[2, 2\]"):
-        op.sample(logits, **settings, token_mask=torch.zeros(2, 1, dtype=torch.int32, device=DEVICE))
+    words, rows = (torch.zeros(2, n, dtype=torch.int32, device=DEVICE) for n in (1, 2))
+    with pytest.raises(ValueError, match=r"token_mask.words must be \[2, 2\]"):
+        op.sample(logits, **settings, token_mask=op.TokenMask(words, rows[:, 0].contiguous()))
+    with pytest.raises(ValueError, match=r"token_mask.rows must be \[2\]"):
+        op.sample(logits, **settings, token_mask=op.TokenMask(rows, rows))
     with pytest.raises(ValueError, match="logits must be"):
         op.sample(logits.bfloat16(), **settings)
     for latest in (op.LatestTokens(columns, settings["positions"]), op.LatestTokens(columns.int(), columns)):

@@ -1,16 +1,18 @@
 """The runners' samplers: each request by its own parameters, over plain and compact vocabularies."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from chorus_kernels.sampling import gumbel_noise_grid, split_seed
+from chorus_workers.guide.columns import Columns
 from chorus_workers.model.weights import Vocabulary
 from chorus_workers.runner.base import SampledToken, SampleRequest
 from chorus_workers.runner.sampler import Sampler
-from chorus_workers.runner.triton.sampler import DeviceSampler
+from chorus_workers.runner.triton.sampler import DeviceSampler, PreparedDraw
 from chorus_workers.runner.triton.transfer import Upload
 from chorus_workers.sampling_params import SamplingParams
 
@@ -30,8 +32,9 @@ class SamplerOnTheDevice:
 
     def draw(self, logits: torch.Tensor, requests: Sequence[SampleRequest]) -> list[SampledToken]:
         upload = Upload()
-        draw = self._sampler.prepare(upload, requests)
-        return self._sampler.launch(logits.to(DEVICE), draw, upload.to(DEVICE)).result()
+        numbers = self._sampler.prepare(upload, requests)
+        draw = PreparedDraw(self._sampler, requests, logits.to(DEVICE), numbers, upload.to(DEVICE))
+        return draw.launch().result()
 
 
 @pytest.fixture(params=["reference", "triton"])
@@ -144,3 +147,53 @@ def test_greedy_and_random_requests_mix(new_sampler: NewSampler) -> None:
     drawn = [token.token_id for token in new_sampler(compact_vocabulary()).draw(values.clone(), requests)]
     assert drawn[0] == drawn[2] == 142
     assert drawn[1] == new_sampler(compact_vocabulary()).draw(values[:1], [requests[1]])[0].token_id
+
+
+def masked(asked: SampleRequest, *rows: int) -> SampleRequest:
+    return replace(asked, mask=Columns(COMPACT_IDS.tolist(), 300).only(COMPACT_IDS[list(rows)].tolist()))
+
+
+def test_what_a_mask_forbids_is_not_drawn_and_it_is_told_where_that_was_likelier(new_sampler: NewSampler) -> None:
+    asked = [request(), masked(request(), 3, 5), masked(request(), 2, 5), request(), masked(request(), 0)]
+    drawn = new_sampler(compact_vocabulary()).draw(logits(2, 2, 2, 2, 2), asked)
+    assert [(token.token_id, token.overruled) for token in drawn] == [
+        (114, False),
+        (135, True),
+        (114, False),
+        (114, False),
+        (100, True),
+    ]
+
+
+def test_where_a_mask_forbids_everything_the_request_fails_alone(new_sampler: NewSampler) -> None:
+    for temperature in (0.0, 1.0):
+        asked = [masked(request(temperature=temperature)), request(temperature=0.0)]
+        drawn = new_sampler(compact_vocabulary()).draw(logits(2, 2), asked)
+        assert [token.failed for token in drawn] == [True, False]
+
+
+@pytest.mark.parametrize("truncation", [{}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.05}])
+def test_a_mask_comes_before_truncation_and_leaves_the_noise_as_it_is(
+    new_sampler: NewSampler, truncation: dict[str, Any]
+) -> None:
+    """As if the model had no other tokens: the same draws as from a vocabulary of these alone."""
+    rows = [1, 4, 7, 8]
+    few_ids = COMPACT_IDS[rows]
+    few = Vocabulary(torch.zeros(300, dtype=torch.int64), torch.full((300,), -1), few_ids)
+    few.logit_rows[few_ids] = torch.arange(len(rows))  # type: ignore[index]
+    asked = [request(temperature=1.0, seed=seed, **truncation) for seed in range(40)]
+    values = logits(*[2] * len(asked))
+    drawn = new_sampler(compact_vocabulary()).draw(values.clone(), [masked(one, *rows) for one in asked])
+    expected = new_sampler(few).draw(values[:, rows].clone(), asked)
+    assert [token.token_id for token in drawn] == [token.token_id for token in expected]
+    assert all(token.overruled for token in drawn)
+    assert len({token.token_id for token in drawn}) > 1
+
+
+def test_log_probabilities_are_those_without_the_mask(new_sampler: NewSampler) -> None:
+    values = logits(2)
+    asked = request(num_top_logprobs=2)
+    (free,) = new_sampler(compact_vocabulary()).draw(values.clone(), [asked])
+    (held,) = new_sampler(compact_vocabulary()).draw(values.clone(), [masked(asked, 11)])
+    assert (held.token_id, held.top) == (177, free.top)
+    assert held.logprob == pytest.approx(float(values[0].log_softmax(-1)[11]), rel=1e-5)

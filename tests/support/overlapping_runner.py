@@ -5,7 +5,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from chorus_workers.runner.base import PENDING_TOKEN, Batch, PendingStep, Runner, RunnerInfo, SequenceChunk, StepResult
+from chorus_workers.runner.base import (
+    PENDING_TOKEN,
+    Batch,
+    PendingStep,
+    Runner,
+    RunnerInfo,
+    SampleRequest,
+    SequenceChunk,
+    StepResult,
+)
 
 # One that is computed, and the next.
 _MAX_UNDER_WAY = 2
@@ -30,16 +39,23 @@ class OverlappingRunner(Runner):
         return self._inner.info
 
     @property
+    def token_ids(self) -> Sequence[int] | None:
+        return self._inner.token_ids
+
+    @property
     def overlaps(self) -> bool:
         return True
 
     def run(self, batch: Batch) -> StepResult:
-        return self.launch(batch).result()
+        step = self.launch(batch)
+        step.draw()
+        return step.result()
 
     def launch(self, batch: Batch) -> PendingStep:
         assert len(self._under_way) < _MAX_UNDER_WAY, "a third step is launched"
+        assert all(step.was_drawn for step in list(self._under_way)[:1]), "the step before has not been drawn"
         self.num_overlapped += bool(self._under_way)
-        step = _Step(self, Batch([self._read(chunk) for chunk in batch.chunks]))
+        step = _Step(self, Batch([self._read(chunk) for chunk in batch.chunks]), batch)
         self._drawing = {chunk.slot: chunk.request_id for chunk in batch.chunks if chunk.sample is not None}
         self._under_way.append(step)
         return step
@@ -67,8 +83,6 @@ class OverlappingRunner(Runner):
             assert sample.position == chunk.start + len(chunk.token_ids)
             missing = sample.position - len(sample.all_token_ids)
             assert missing in (0, 1) and (missing == 0 or PENDING_TOKEN in chunk.token_ids)
-            assert missing == 0 or not sample.params.has_penalties, "penalties need tokens that are not known"
-            sample = replace(sample, all_token_ids=tuple(sample.all_token_ids))
         return replace(chunk, token_ids=tuple(chunk.token_ids), block_table=tuple(chunk.block_table), sample=sample)
 
     def _resolve(self, chunk: SequenceChunk) -> Sequence[int]:
@@ -76,9 +90,27 @@ class OverlappingRunner(Runner):
 
 
 class _Step:
-    def __init__(self, runner: OverlappingRunner, batch: Batch) -> None:
+    def __init__(self, runner: OverlappingRunner, batch: Batch, asked: Batch) -> None:
+        """batch: as it was at launch; asked: as the engine goes on changing it."""
         self._runner = runner
         self.batch = batch
+        self._asked = asked
+        self.was_drawn = False
+
+    def draw(self) -> None:
+        """Reads what is to be drawn, as it is now."""
+        assert not self.was_drawn, "drawn twice"
+        self.was_drawn = True
+        chunks = [
+            replace(chunk, sample=self._read(asked.sample))
+            for chunk, asked in zip(self.batch.chunks, self._asked.chunks, strict=True)
+        ]
+        self.batch = Batch(chunks)
 
     def result(self) -> StepResult:
+        assert self.was_drawn, "nothing was drawn"
         return self._runner.compute(self)
+
+    @staticmethod
+    def _read(sample: SampleRequest | None) -> SampleRequest | None:
+        return None if sample is None else replace(sample, all_token_ids=tuple(sample.all_token_ids))

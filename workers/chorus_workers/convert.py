@@ -8,6 +8,7 @@ from array import array
 import numpy as np
 
 from chorus_protos.v1 import engine_pb2
+from chorus_workers.convert_guide import guide_from_pb
 from chorus_workers.engine.request import GenerationRequest, Refusal, RefusalReason, Refused
 from chorus_workers.engine.stats import EngineLoad
 from chorus_workers.engine.stream import TokenChunk
@@ -44,7 +45,9 @@ def request_from_pb(request: engine_pb2.GenerateRequest, info: RunnerInfo) -> Ge
         num_resumed_tokens=request.num_resumed_tokens,
         arrival_time=time.monotonic(),
         deadline=_deadline(request),
+        priority=request.priority,
         cache_salt=request.cache_salt,
+        guide=guide_from_pb(request.guide, info) if request.HasField("guide") else None,
     )
 
 

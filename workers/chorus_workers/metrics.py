@@ -97,6 +97,14 @@ class WorkerCollector(Collector):
         for reason, count in sorted(stats.finished.items()):
             finished.add_metric([reason], count)
         yield finished
+        interventions = CounterMetricFamily(
+            "chorus_guide_interventions",
+            "Tokens that a guide kept the model from, by what it is for.",
+            labels=["constraint"],
+        )
+        for constraint, count in sorted(stats.guide_interventions.items()):
+            interventions.add_metric([constraint], count)
+        yield interventions
         refused = CounterMetricFamily("chorus_requests_refused", "Requests not admitted, by reason.", labels=["reason"])
         for reason, count in sorted((stats.refused + self._refused_at_edge).items()):
             refused.add_metric([reason], count)

@@ -16,6 +16,7 @@ from chorus_cluster.errors import ContextTooLong, DeadlineExceeded, InvalidReque
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.answer import AnswerAssembler, TokenParser
 from chorus_cluster.gateway.choices import all_or_none
+from chorus_cluster.gateway.guide import Guided, build_guide
 from chorus_cluster.gateway.metrics import ChatTimer, GatewayMetrics
 from chorus_cluster.gateway.model_info import ModelInfoCache
 from chorus_cluster.gateway.request import ChatRequest, Sampling, TextRequest
@@ -65,13 +66,16 @@ class ChatService:
         *,
         today: Callable[[], datetime.date] = utc_today,
         clock: Callable[[], float] = time.time,
+        header_guard: bool = True,
     ) -> None:
+        """header_guard: whether the engine keeps the headers of every answer to those that harmony has."""
         self.metrics = GatewayMetrics() if metrics is None else metrics
         self.models = ModelInfoCache(engine)
         self.started_at = int(clock())
         self._engine = engine
         self._today = today
         self._clock = clock
+        self._header_guard = header_guard
 
     async def start(self, request: ChatRequest, *, deadline_unix_s: float | None = None, owner: str = "") -> ChatStream:
         """`start_all` of a request for one answer."""
@@ -100,6 +104,7 @@ class ChatService:
             f"chatcmpl-{secrets.token_hex(16)}",
             prompts,
             parser,
+            guided=lambda: build_guide(request, header_guard=self._header_guard),
             include_reasoning=request.include_reasoning,
             deadline_unix_s=deadline_unix_s,
             owner=owner,
@@ -149,6 +154,7 @@ class ChatService:
         prompts: Callable[[engine_pb2.ModelInfo], Sequence[_Prompt]],
         parser: Callable[[], TokenParser],
         *,
+        guided: Callable[[], Guided] = lambda: Guided(None),
         include_reasoning: bool = True,
         echo: bool = False,
         deadline_unix_s: float | None,
@@ -174,6 +180,8 @@ class ChatService:
 
         with _counting_failures(ChatTimer(self.metrics)) as timer:
             model = await self._model(deadline_unix_s)
+            sent = prompts(model)
+            guide = guided()
             asked = [
                 engine_pb2.GenerateRequest(
                     request_id=completion_id,
@@ -182,10 +190,15 @@ class ChatService:
                     max_tokens=max_new_tokens(request, len(prompt.token_ids), model.max_model_len, prompt.field),
                     deadline_unix_s=deadline_unix_s,
                     cache_salt=owner,
+                    guide=guide.pb,
+                    priority=request.priority,
                 )
-                for prompt in prompts(model)
+                for prompt in sent
             ]
-            first = await start(asked[0], timer)
+            try:
+                first = await start(asked[0], timer)
+            except InvalidRequest as error:
+                raise guide.explain(error) from None
         n = request.n
         others = [_another(one, i * n + j, j) for i, one in enumerate(asked) for j in range(n) if i or j]
         return [first, *await all_or_none(map(start_counted, others), first)] if others else [first]
@@ -237,6 +250,7 @@ class ChatService:
             tools=request.tools if request.tool_choice.mode != "none" else (),
             effort=request.effort,
             current_date=self._today(),
+            response_format=None if request.output_format is None else request.output_format.announced,
         )
         try:
             return render(conversation, max_model_len)

@@ -1,13 +1,15 @@
 """`chorus.v1` chat messages to and from what the gateway works with."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.choices import total
 from chorus_cluster.gateway.completion import Completion
+from chorus_cluster.gateway.formats import json_schema_format, parse_structured_outputs
 from chorus_cluster.gateway.parse import parse_json
-from chorus_cluster.gateway.request import ChatRequest, ToolChoice
+from chorus_cluster.gateway.request import ChatRequest, OutputFormat, ToolChoice
 from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
 from chorus_protos.v1 import chat_pb2
 
@@ -24,6 +26,12 @@ _EFFORTS = {
     chat_pb2.REASONING_EFFORT_MEDIUM: Effort.MEDIUM,
     chat_pb2.REASONING_EFFORT_HIGH: Effort.HIGH,
 }
+_TOOL_CHOICES: "dict[int, Literal['auto', 'none', 'required']]" = {
+    chat_pb2.TOOL_CHOICE_UNSPECIFIED: "auto",
+    chat_pb2.TOOL_CHOICE_AUTO: "auto",
+    chat_pb2.TOOL_CHOICE_NONE: "none",
+    chat_pb2.TOOL_CHOICE_REQUIRED: "required",
+}
 _FINISH_REASONS: "dict[ev.FinishReason, chat_pb2.ChatFinishReason.ValueType]" = {
     "stop": chat_pb2.CHAT_FINISH_REASON_STOP,
     "length": chat_pb2.CHAT_FINISH_REASON_LENGTH,
@@ -38,13 +46,16 @@ def request_from_pb(pb: chat_pb2.ChatCompletionRequest) -> ChatRequest:
     """
     if pb.reasoning_effort not in _EFFORTS:
         raise InvalidRequest("reasoning_effort", "must be low, medium or high")
-    if pb.tool_choice not in chat_pb2.ToolChoice.values():
-        raise InvalidRequest("tool_choice", "must be auto or none")
+    if pb.tool_choice not in _TOOL_CHOICES:
+        raise InvalidRequest("tool_choice", "must be auto, none or required")
     return ChatRequest(
         model=pb.model,
         messages=tuple(_message(message, i) for i, message in enumerate(pb.messages)),
         tools=tuple(_tool(tool, i) for i, tool in enumerate(pb.tools)),
-        tool_choice=ToolChoice("none" if pb.tool_choice == chat_pb2.TOOL_CHOICE_NONE else "auto"),
+        tool_choice=ToolChoice(_TOOL_CHOICES[pb.tool_choice], tuple(pb.allowed_tools)),
+        output_format=_output_format(pb.output_format),
+        max_reasoning_tokens=pb.max_reasoning_tokens if pb.HasField("max_reasoning_tokens") else None,
+        priority=pb.priority,
         effort=_EFFORTS[pb.reasoning_effort],
         include_reasoning=pb.include_reasoning if pb.HasField("include_reasoning") else True,
         max_tokens=pb.max_completion_tokens if pb.HasField("max_completion_tokens") else None,
@@ -80,14 +91,36 @@ def _message(pb: chat_pb2.ChatMessage, index: int) -> Message:
 def _tool(pb: chat_pb2.FunctionTool, index: int) -> Tool:
     parameters = None
     if pb.parameters_json:
-        field = f"tools[{index}].function.parameters"
-        try:
-            parameters = parse_json(pb.parameters_json.encode())
-        except InvalidRequest:
-            raise InvalidRequest(field, "is not valid JSON") from None
-        if not isinstance(parameters, dict):
-            raise InvalidRequest(field, "must be an object")
-    return Tool(pb.name, pb.description, parameters)
+        parameters = _object(pb.parameters_json, f"tools[{index}].function.parameters")
+    return Tool(pb.name, pb.description, parameters, pb.strict)
+
+
+def _object(text: str, field: str) -> dict[str, Any]:
+    try:
+        value = parse_json(text.encode())
+    except InvalidRequest:
+        raise InvalidRequest(field, "is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(field, "must be an object")
+    return value
+
+
+def _output_format(pb: chat_pb2.OutputFormat) -> OutputFormat | None:
+    kind = pb.WhichOneof("format")
+    if kind == "json_schema":
+        field = "response_format.json_schema"
+        schema = _object(pb.json_schema.schema_json, f"{field}.schema")
+        if not pb.json_schema.name:
+            return OutputFormat("json_schema", pb.json_schema.schema_json, f"{field}.schema")
+        named = {"name": pb.json_schema.name, "schema": schema, "description": pb.json_schema.description}
+        return json_schema_format(named, field)
+    if kind == "json_object":
+        return parse_structured_outputs({"json_object": True}) if pb.json_object else None
+    if kind == "choice":
+        return parse_structured_outputs({"choice": list(pb.choice.texts)})
+    if kind is None:
+        return None
+    return parse_structured_outputs({"regex": pb.regex} if kind == "regex" else {"grammar": pb.lark})
 
 
 def completion_to_pb(completions: Sequence[Completion]) -> chat_pb2.ChatCompletionResponse:

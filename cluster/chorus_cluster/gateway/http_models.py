@@ -62,7 +62,7 @@ class FunctionDefinition(_Lenient):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of the arguments.")
-    strict: bool | None = Field(default=None, description="Accepted; arguments are not constrained yet.")
+    strict: bool | None = Field(default=None, description="Arguments are held to `parameters`.")
 
 
 class FunctionTool(_Lenient):
@@ -92,6 +92,8 @@ class GenerationBody(BaseModel):
     logit_bias: dict[str, float] | None = Field(default=None, description="Token id to bias, -100 to 100.")
     stop: str | Elements[str] | None = Field(default=None, description="At most 4; matched in the answer.")
     n: int | None = Field(default=None, description="How many answers to a prompt; at most 128 in all.")
+    service_tier: str | None = Field(default=None, description="`priority` goes first, `flex` last.")
+    priority: int | None = Field(default=None, description="Lower goes first; default 0.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -103,16 +105,25 @@ class ChatCompletionBody(GenerationBody):
 
     messages: Elements[ChatMessage]
     tools: Elements[FunctionTool] | None = None
-    tool_choice: str | dict[str, Any] | None = Field(default=None, description="`auto` or `none`.")
+    tool_choice: str | dict[str, Any] | None = Field(
+        default=None, description="`auto`, `none`, `required`, a function, or `allowed_tools`."
+    )
     reasoning_effort: str | None = Field(default=None, description="`low`, `medium` (the default) or `high`.")
+    thinking_token_budget: int | None = Field(
+        default=None, description="Most tokens of reasoning; then the answer begins."
+    )
     include_reasoning: bool | None = Field(default=None, description="Default true. Whether `reasoning` is sent.")
     max_completion_tokens: int | None = Field(default=None, description="Reasoning included.")
     max_tokens: int | None = Field(default=None, json_schema_extra={"deprecated": True})
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, description="0 to 20; needs `logprobs`.")
 
+    response_format: dict[str, Any] | None = Field(default=None, description="`text`, `json_object` or `json_schema`.")
+    structured_outputs: dict[str, Any] | None = Field(
+        default=None, description="One of `json`, `json_object`, `regex`, `choice` and `grammar` (Lark)."
+    )
+
     # Served in one form only; anything else is refused.
-    response_format: dict[str, Any] | None = Field(default=None, description='Only `{"type": "text"}`.')
     modalities: Elements[str] | None = Field(default=None, description='Only `["text"]`.')
     verbosity: str | None = Field(default=None, description="Only `medium`.")
     audio: Any = None
@@ -127,7 +138,6 @@ class ChatCompletionBody(GenerationBody):
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
     safety_identifier: Any = None
-    service_tier: Any = None
     store: Any = None
     user: Any = None
 

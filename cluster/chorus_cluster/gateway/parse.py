@@ -9,6 +9,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from chorus_cluster.errors import InvalidRequest
+from chorus_cluster.gateway.formats import (
+    parse_priority,
+    parse_response_format,
+    parse_structured_outputs,
+    parse_tool_choice,
+)
 from chorus_cluster.gateway.http_models import (
     ChatCompletionBody,
     ChatMessage,
@@ -17,7 +23,7 @@ from chorus_cluster.gateway.http_models import (
     GenerationBody,
     StreamOptions,
 )
-from chorus_cluster.gateway.request import ChatRequest, ToolChoice
+from chorus_cluster.gateway.request import ChatRequest, OutputFormat
 from chorus_cluster.gateway.validate import MAX_ELEMENTS, check_size
 from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
 
@@ -110,6 +116,8 @@ def _to_chat_request(body: ChatCompletionBody) -> ChatRequest:
         messages=tuple(_to_message(message, f"messages[{i}]") for i, message in enumerate(body.messages)),
         tools=tuple(_to_tool(tool) for tool in body.tools or ()),
         tool_choice=parse_tool_choice(body.tool_choice),
+        output_format=_output_format(body),
+        max_reasoning_tokens=body.thinking_token_budget,
         effort=parse_effort(body.reasoning_effort),
         include_reasoning=body.include_reasoning is not False,
         max_tokens=_max_tokens(body),
@@ -117,6 +125,13 @@ def _to_chat_request(body: ChatCompletionBody) -> ChatRequest:
         top_logprobs=_top_logprobs(body),
         **sampling_fields(body),
     )
+
+
+def _output_format(body: ChatCompletionBody) -> OutputFormat | None:
+    answer, structured = parse_response_format(body.response_format), parse_structured_outputs(body.structured_outputs)
+    if answer is not None and structured is not None:
+        raise InvalidRequest("structured_outputs", "is not allowed beside a 'response_format'")
+    return answer or structured
 
 
 def sampling_fields(body: GenerationBody) -> dict[str, Any]:
@@ -135,6 +150,7 @@ def sampling_fields(body: GenerationBody) -> dict[str, Any]:
         "n",
     )
     fields = {name: value for name in names if (value := getattr(body, name)) is not None}
+    fields["priority"] = parse_priority(body.service_tier, body.priority)
     # vLLM's -1 is off.
     fields["top_k"] = 0 if body.top_k in (None, -1) else body.top_k
     fields["logit_bias"] = _logit_bias(body.logit_bias or {})
@@ -179,15 +195,12 @@ def _text(content: str | list[ContentPart] | None, where: str) -> str | None:
 
 def _to_tool(tool: FunctionTool) -> Tool:
     function = tool.function
-    return Tool(name=function.name, description=function.description or "", parameters=function.parameters)
-
-
-def parse_tool_choice(choice: str | dict[str, Any] | None) -> ToolChoice:
-    if choice is None or choice == "auto":
-        return ToolChoice("auto")
-    if choice == "none":
-        return ToolChoice("none")
-    raise InvalidRequest("tool_choice", "must be 'auto' or 'none': forced tool calls are not supported yet")
+    return Tool(
+        name=function.name,
+        description=function.description or "",
+        parameters=function.parameters,
+        strict=bool(function.strict),
+    )
 
 
 def parse_effort(effort: str | None) -> Effort:
@@ -223,7 +236,6 @@ def _logit_bias(biases: dict[str, float]) -> dict[int, float]:
 def _refuse_unserved(body: ChatCompletionBody) -> None:
     """Refuses what would change the answer and is not served, so that nobody takes an answer for what it is not."""
     served: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "response_format": (lambda value: value == {"type": "text"}, "must be {'type': 'text'}: JSON comes unforced"),
         "modalities": (lambda value: value == ["text"], "must be ['text']: gpt-oss speaks text alone"),
         "audio": (lambda value: False, "is not supported: gpt-oss speaks text alone"),
         "verbosity": (lambda value: value == "medium", "must be 'medium': gpt-oss knows no other"),

@@ -57,7 +57,7 @@ class GatewayReplica(GrpcChatMethods, HealthMethods):
         self._access = Access(_key_file(config))
         GrpcChatMethods.__init__(
             self,
-            ChatService(engine, own_metrics),
+            ChatService(engine, own_metrics, header_guard=config.gateway.header_guard),
             access=self._access,
             raises_in_streams=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1",
         )

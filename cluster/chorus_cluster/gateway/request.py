@@ -29,6 +29,8 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     # Matched in the answer's text, and not part of it.
     stop: tuple[str, ...] = ()
+    # Lower runs first; equals in order of arrival.
+    priority: int = 0
     # How many answers; the first is the one that a request for one would get.
     n: int = 1
     # None: no log probabilities. n: those of the answer's tokens, and of the n likeliest alternatives.

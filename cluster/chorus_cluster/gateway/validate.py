@@ -46,6 +46,8 @@ def validate(request: ChatRequest, model: engine_pb2.ModelInfo) -> None:
     check_size("messages", len(request.messages) + sum(len(message.tool_calls) for message in request.messages))
     check_size("tools", len(request.tools))
     _check_messages(request, model.max_model_len)
+    if request.max_reasoning_tokens is not None and not 0 <= request.max_reasoning_tokens <= _INT32_MAX:
+        raise InvalidRequest("thinking_token_budget", f"must be from 0 to {_INT32_MAX}")
     _check_sampling(request, model.vocab_size)
 
 

@@ -51,16 +51,27 @@ def approximate_gumbel(words):
 
 
 @triton.jit
-def load_logits(logits_row, mask_row, cols, N, HAS_MASK: tl.constexpr):
-    """Logits of the columns, -inf where the mask forbids or past the end; and which are NaN or infinite."""
+def find_mask(mask_ptr, mask_rows_ptr, mask_stride, row, HAS_MASK: tl.constexpr):
+    """Where a row's mask begins, and whether it has one."""
+    if HAS_MASK:
+        mask = tl.load(mask_rows_ptr + row)
+        return mask_ptr + tl.maximum(mask, 0).to(tl.int64) * mask_stride, mask >= 0
+    return mask_ptr, False
+
+
+@triton.jit
+def load_logits(logits_row, mask_row, masked, cols, N, HAS_MASK: tl.constexpr):
+    """Logits of the columns, -inf where the mask forbids or past the end; the same without the mask; and which are NaN
+    or infinite."""
     inside = cols < N
     values = tl.load(logits_row + cols, mask=inside, other=0.0)
     finite = tl.abs(values) < INF  # false for NaN
-    usable = inside & finite
+    values = tl.where(inside & finite, values, -INF)
+    allowed = values
     if HAS_MASK:
-        bits = tl.load(mask_row + (cols >> 5), mask=inside, other=0)
-        usable = usable & (((bits >> (cols & 31)) & 1) != 0)
-    return tl.where(usable, values, -INF), inside & (finite == 0)
+        bits = tl.load(mask_row + (cols >> 5), mask=inside & masked, other=-1)
+        allowed = tl.where(((bits >> (cols & 31)) & 1) != 0, values, -INF)
+    return allowed, values, inside & (finite == 0)
 
 
 @triton.jit
@@ -77,8 +88,11 @@ def scan_kernel(
     seeds_ptr,  # int64 [S, 2]
     positions_ptr,  # int64 [S]
     ids_ptr,  # int64 [N], with HAS_IDS
-    mask_ptr,  # int32 [S, mask_stride], with HAS_MASK
-    stats_ptr,  # float32 [S, 3, tiles]: largest logit (NaN: not finite), bound of the scores, mass; relative to it
+    mask_ptr,  # int32 [M, mask_stride], with HAS_MASK
+    mask_rows_ptr,  # int32 [S], with HAS_MASK: a row's mask, -1 for none
+    # float32 [S, 4, tiles]: largest logit (NaN: not finite); relative to it, bound of the scores, and mass; with
+    # HAS_MASK, largest logit whatever is forbidden.
+    stats_ptr,
     argmax_ptr,  # int32 [S, tiles]
     N,
     mask_stride,
@@ -94,10 +108,13 @@ def scan_kernel(
     row = tl.program_id(1).to(tl.int64)
     num_tiles = tl.num_programs(0)
     cols = tile * TILE + tl.arange(0, TILE)  # [TILE]
-    values, broken = load_logits(logits_ptr + row * N, mask_ptr + row * mask_stride, cols, N, HAS_MASK)
+    mask_row, masked = find_mask(mask_ptr, mask_rows_ptr, mask_stride, row, HAS_MASK)
+    values, unmasked, broken = load_logits(logits_ptr + row * N, mask_row, masked, cols, N, HAS_MASK)
     top = tl.max(values, axis=0)
     any_broken = tl.max(broken.to(tl.int32), axis=0)
-    stats = stats_ptr + row * 3 * num_tiles + tile
+    stats = stats_ptr + row * 4 * num_tiles + tile
+    if HAS_MASK:
+        tl.store(stats + 3 * num_tiles, tl.max(unmasked, axis=0))
     tl.store(stats, tl.where(any_broken != 0, float("nan"), top))
     tl.store(argmax_ptr + row * num_tiles + tile, tl.min(tl.where(values == top, cols, N), axis=0))
     temperature = tl.load(temperature_ptr + row)
@@ -114,9 +131,9 @@ def scan_kernel(
 @triton.jit
 def load_tile(line, tile, TILE: tl.constexpr, HAS_MASK: tl.constexpr):
     """Columns of a tile, and their z = (logit - top) / temperature, rounded as the reference rounds it: [TILE] each."""
-    logits_row, mask_row, top, temperature, N = line
+    logits_row, mask_row, masked, top, temperature, N = line
     cols = tile * TILE + tl.arange(0, TILE)
-    values, _ = load_logits(logits_row, mask_row, cols, N, HAS_MASK)
+    values, _, _ = load_logits(logits_row, mask_row, masked, cols, N, HAS_MASK)
     return cols, tl.div_rn(values - top, temperature)
 
 
@@ -140,7 +157,7 @@ def best_score(
     HAS_MASK: tl.constexpr,
 ):
     """The column with the largest z + noise among those with z >= floor; the first of equals."""
-    N = line[4]
+    N = line[5]
     left = tl.where(z_tiles >= floor, bounds, -INF)
     bound = tl.max(left, axis=0)
     best = tl.full([], -INF, tl.float32)
@@ -164,7 +181,7 @@ def count_and_mass(
     line, z_tiles, tiles, num_tiles, floor, TILE: tl.constexpr, NT_BLOCK: tl.constexpr, HAS_MASK: tl.constexpr
 ):
     """How many tokens have z >= floor, int32, and their sum of exp(z), float64: in the order of the columns."""
-    N = line[4]
+    N = line[5]
     left = (z_tiles >= floor) & (tiles < num_tiles)
     counts = tl.zeros([TILE], tl.int32)
     masses = tl.zeros([TILE], tl.float32)
@@ -182,7 +199,7 @@ def count_and_mass(
 @triton.jit
 def kth_largest(line, z_tiles, tiles, num_tiles, k, TILE: tl.constexpr, NT_BLOCK: tl.constexpr, HAS_MASK: tl.constexpr):
     """The k-th largest z, by radix selection: z <= 0, so the larger is that with the smaller bits but for the sign."""
-    N = line[4]
+    N = line[5]
     # The k tiles with the largest tops hold k tokens that reach the least of these tops: others needn't be read.
     floor = tl.min(tl.where(tiles < k, tl.sort(z_tiles, descending=True), 0.0), axis=0)
     prefix = tl.full([], 0, tl.int32)
@@ -216,11 +233,13 @@ def draw_kernel(
     seeds_ptr,  # int64 [S, 2]
     positions_ptr,  # int64 [S]
     ids_ptr,  # int64 [N], with HAS_IDS
-    mask_ptr,  # int32 [S, mask_stride], with HAS_MASK
-    stats_ptr,  # float32 [S, 3, num_tiles] of `scan_kernel`
+    mask_ptr,  # int32 [M, mask_stride], with HAS_MASK
+    mask_rows_ptr,  # int32 [S], with HAS_MASK
+    stats_ptr,  # float32 [S, 4, num_tiles] of `scan_kernel`
     argmax_ptr,  # int32 [S, num_tiles]
     columns_ptr,  # int64 [S]
     drawn_ptr,  # int64 [S]
+    overruled_ptr,  # int32 [S], with HAS_MASK
     latest_ptr,  # int32 [M], with HAS_LATEST
     slots_ptr,  # int64 [S], with HAS_LATEST
     N,
@@ -239,8 +258,8 @@ def draw_kernel(
     wait_for_previous(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     logits_row = logits_ptr + row * N
-    mask_row = mask_ptr + row * mask_stride
-    stats = stats_ptr + row * 3 * num_tiles
+    mask_row, masked = find_mask(mask_ptr, mask_rows_ptr, mask_stride, row, HAS_MASK)
+    stats = stats_ptr + row * 4 * num_tiles
     tiles = tl.arange(0, NT_BLOCK)  # [NT_BLOCK]
     tops = tl.load(stats + tiles, mask=tiles < num_tiles, other=-INF)
     broken = tl.max((tops != tops).to(tl.int32), axis=0) != 0
@@ -253,7 +272,7 @@ def draw_kernel(
     temperature = tl.load(temperature_ptr + row)
     if drawable & (temperature >= MIN_TEMPERATURE):
         seed, position = load_seed(seeds_ptr, positions_ptr, row)
-        line = (logits_row, mask_row, top, temperature, N)
+        line = (logits_row, mask_row, masked, top, temperature, N)
         z_tiles = tl.div_rn(tops - top, temperature)  # [NT_BLOCK]
         bounds = tl.load(stats + num_tiles + tiles, mask=tiles < num_tiles, other=-INF)
         bounds = z_tiles + bounds + SLACK
@@ -308,5 +327,8 @@ def draw_kernel(
     if HAS_IDS:
         token = tl.load(ids_ptr + token)
     tl.store(drawn_ptr + row, tl.where(drawable, token, -1))
+    if HAS_MASK:
+        likeliest = tl.load(stats + 3 * num_tiles + tiles, mask=tiles < num_tiles, other=-INF)
+        tl.store(overruled_ptr + row, (tl.max(likeliest, axis=0) > top).to(tl.int32))
     if HAS_LATEST:
         tl.store(latest_ptr + tl.load(slots_ptr + row), tl.where(drawable, token, 0).to(tl.int32))

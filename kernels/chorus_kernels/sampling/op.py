@@ -1,6 +1,7 @@
 """From logits to tokens on the device, with the semantics of `reference.py`, without a host round trip."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -54,6 +55,24 @@ class Penalties:
     frequency: Tensor
     presence: Tensor
     counts: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMask:
+    """Which columns a row may draw. words: int32 [M, ceil(N / 32)], bit i % 32 (from the lowest) of word i // 32 set
+    where column i is allowed; rows: int32 [S], the mask of each row of the logits, negative for none."""
+
+    words: Tensor
+    rows: Tensor
+
+
+class Drawn(NamedTuple):
+    """columns and their token_ids: int64 [S]; overruled: int32 [S], 1 where the mask forbade a column whose logit is
+    larger than those of all that it allowed, None without a mask."""
+
+    columns: Tensor
+    token_ids: Tensor
+    overruled: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,23 +152,21 @@ def sample(
     positions: Tensor,
     token_ids: Tensor | None = None,
     *,
-    token_mask: Tensor | None = None,
+    token_mask: TokenMask | None = None,
     truncated: bool = True,
     latest: LatestTokens | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Drawn:
     """Draws one column of each row, as `reference.sample` does: argmax over the tokens kept of z + g, where
     z = (logit - max) / temperature and g is the Gumbel noise of (seed, position, token id); the first of equals. A row
     whose temperature is below MIN_TEMPERATURE is greedy. A row's result depends on nothing but that row.
 
     logits: float32 [S, N]; temperature, top_p, min_p: float32 [S]; top_k: int32 or int64 [S]; off at top_k <= 0,
     top_p >= 1, min_p = 0; seeds: int64 [S, 2], of `split_seed`; positions: int64 [S]; token_ids: int64 [N], what the
-    noise goes by, None where column i is token i; token_mask: int32 [S, ceil(N / 32)], bit i % 32 (from the lowest) of
-    word i // 32 set where column i is allowed, None for all; all contiguous. truncated=False promises that no row has
-    top-k, top-p or min-p: a smaller kernel. latest: gets the token ids, too.
+    noise goes by, None where column i is token i; all contiguous. What the mask forbids is as if it were impossible.
+    truncated=False promises that no row has top-k, top-p or min-p: a smaller kernel. latest: gets the token ids, too.
 
-    Returns columns and their token ids, int64 [S] each. Where a logit of the row is NaN or infinite, or the mask
-    forbids every token, the column is 0, the id -1, and what `latest` gets 0; other rows are as ever. Errors:
-    ValueError for other shapes, dtypes, strides or devices.
+    Where a logit of the row is NaN or infinite, or the mask forbids every token, the column is 0, the id -1, and what
+    `latest` gets 0; other rows are as ever. Errors: ValueError for other shapes, dtypes, strides or devices.
     """
     num_rows, num_tokens = _check_logits(logits)
     per_row = {"temperature": temperature, "top_p": top_p, "min_p": min_p, "top_k": top_k, "positions": positions}
@@ -161,21 +178,24 @@ def sample(
     if token_ids is not None:
         _check("token_ids", token_ids, (num_tokens,), (torch.int64,), logits.device)
     if token_mask is not None:
-        _check("token_mask", token_mask, (num_rows, mask_words), (torch.int32,), logits.device)
+        num_masks = token_mask.words.shape[0]
+        _check("token_mask.words", token_mask.words, (num_masks, mask_words), (torch.int32,), logits.device)
+        _check("token_mask.rows", token_mask.rows, (num_rows,), (torch.int32,), logits.device)
     if latest is not None:
         _check("latest.token_ids", latest.token_ids, (latest.token_ids.numel(),), (torch.int32,), logits.device)
         _check("latest.slots", latest.slots, (num_rows,), (torch.int64,), logits.device)
     columns, drawn = (torch.empty(num_rows, dtype=torch.int64, device=logits.device) for _ in range(2))
+    overruled = None if token_mask is None else torch.empty(num_rows, dtype=torch.int32, device=logits.device)
     if num_rows == 0:
-        return columns, drawn
+        return Drawn(columns, drawn, overruled)
     tile = tile_size(num_tokens)
     num_tiles = triton.cdiv(num_tokens, tile)
-    stats = torch.empty(num_rows, 3, num_tiles, dtype=torch.float32, device=logits.device)
+    stats = torch.empty(num_rows, 4, num_tiles, dtype=torch.float32, device=logits.device)
     firsts = torch.empty(num_rows, num_tiles, dtype=torch.int32, device=logits.device)
     flags = {"HAS_IDS": token_ids is not None, "HAS_MASK": token_mask is not None}
     # Pointers that a variant doesn't read stand for themselves by another's.
     ids = positions if token_ids is None else token_ids
-    mask = firsts if token_mask is None else token_mask
+    mask, mask_rows = (firsts, firsts) if token_mask is None else (token_mask.words, token_mask.rows)
     scan_kernel[(num_tiles, num_rows)](
         logits,
         temperature,
@@ -184,6 +204,7 @@ def sample(
         positions,
         ids,
         mask,
+        mask_rows,
         stats,
         firsts,
         num_tokens,
@@ -204,10 +225,12 @@ def sample(
         positions,
         ids,
         mask,
+        mask_rows,
         stats,
         firsts,
         columns,
         drawn,
+        overruled,
         None if latest is None else latest.token_ids,
         None if latest is None else latest.slots,
         num_tokens,
@@ -224,7 +247,7 @@ def sample(
         **flags,
         **dependent_launch(logits.device),
     )
-    return columns, drawn
+    return Drawn(columns, drawn, overruled)
 
 
 def top_logprobs(logits: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

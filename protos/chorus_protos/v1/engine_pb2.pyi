@@ -211,6 +211,8 @@ class GenerateRequest(_message.Message):
     NUM_RESUMED_TOKENS_FIELD_NUMBER: _builtins.int
     DEADLINE_UNIX_S_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    GUIDE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, unique among running requests."""
     max_tokens: _builtins.int
@@ -225,10 +227,16 @@ class GenerateRequest(_message.Message):
     """KV that a request left behind is used again only by requests of the same salt, so that nobody can learn from answer
     times what others asked. Empty is a salt like any other. At most 256 bytes.
     """
+    priority: _builtins.int
+    """Lower runs first; equals in order of arrival."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def sampling(self) -> Global___SamplingParams: ...
+    @_builtins.property
+    def guide(self) -> Global___Guide:
+        """What the answer may look like. Unset: anything."""
+
     def __init__(
         self,
         *,
@@ -239,16 +247,133 @@ class GenerateRequest(_message.Message):
         num_resumed_tokens: _builtins.int = ...,
         deadline_unix_s: _builtins.float | None = ...,
         cache_salt: _builtins.str = ...,
+        guide: Global___Guide | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_unix_s", b"_deadline_unix_s", "deadline_unix_s", b"deadline_unix_s", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_unix_s", b"_deadline_unix_s", "deadline_unix_s", b"deadline_unix_s", "guide", b"guide", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_unix_s", b"_deadline_unix_s", "cache_salt", b"cache_salt", "deadline_unix_s", b"deadline_unix_s", "max_tokens", b"max_tokens", "num_resumed_tokens", b"num_resumed_tokens", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_unix_s", b"_deadline_unix_s", "cache_salt", b"cache_salt", "deadline_unix_s", b"deadline_unix_s", "guide", b"guide", "max_tokens", b"max_tokens", "num_resumed_tokens", b"num_resumed_tokens", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_unix_s: _TypeAlias = _typing.Literal["deadline_unix_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_unix_s: _TypeAlias = _typing.Literal["_deadline_unix_s", b"_deadline_unix_s"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_unix_s) -> _WhichOneofReturnType__deadline_unix_s | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class Guide(_message.Message):
+    """The messages of harmony that an answer may consist of, in any order and number. In headers, and in bodies with a
+    grammar, only what fits is drawn. In other bodies anything may be, but a stop token that would end the answer there
+    although the message does not list it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPENING_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    GRAMMARS_FIELD_NUMBER: _builtins.int
+    MAX_REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    max_reasoning_tokens: _builtins.int
+    """Most tokens in bodies of reasoning. Unset: any number."""
+    @_builtins.property
+    def opening(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What comes between the token that ends a message and the next one's header."""
+
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuidedMessage]:
+        """At least one. At most 4096."""
+
+    @_builtins.property
+    def grammars(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grammar]:
+        """At most 1024."""
+
+    def __init__(
+        self,
+        *,
+        opening: _abc.Iterable[_builtins.int] | None = ...,
+        messages: _abc.Iterable[Global___GuidedMessage] | None = ...,
+        grammars: _abc.Iterable[Global___Grammar] | None = ...,
+        max_reasoning_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_reasoning_tokens", b"_max_reasoning_tokens", "max_reasoning_tokens", b"max_reasoning_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_reasoning_tokens", b"_max_reasoning_tokens", "grammars", b"grammars", "max_reasoning_tokens", b"max_reasoning_tokens", "messages", b"messages", "opening", b"opening"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_reasoning_tokens: _TypeAlias = _typing.Literal["max_reasoning_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_reasoning_tokens: _TypeAlias = _typing.Literal["_max_reasoning_tokens", b"_max_reasoning_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_reasoning_tokens) -> _WhichOneofReturnType__max_reasoning_tokens | None: ...
+
+Global___Guide: _TypeAlias = Guide  # noqa: Y015
+
+@_typing.final
+class GuidedMessage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    END_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    GRAMMAR_FIELD_NUMBER: _builtins.int
+    IS_REASONING_FIELD_NUMBER: _builtins.int
+    grammar: _builtins.int
+    """Which of the guide's grammars its body follows. Unset: none."""
+    is_reasoning: _builtins.bool
+    @_builtins.property
+    def header(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its header, up to the token after which the body begins. That of the answer's first message begins with the first
+        generated token. At most 256.
+        """
+
+    @_builtins.property
+    def end_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end its body: END, and the stop tokens that may end the answer there."""
+
+    def __init__(
+        self,
+        *,
+        header: _abc.Iterable[_builtins.int] | None = ...,
+        end_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        grammar: _builtins.int | None = ...,
+        is_reasoning: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_grammar", b"_grammar", "grammar", b"grammar"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grammar", b"_grammar", "end_token_ids", b"end_token_ids", "grammar", b"grammar", "header", b"header", "is_reasoning", b"is_reasoning"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__grammar: _TypeAlias = _typing.Literal["grammar"]  # noqa: Y015
+    _WhichOneofArgType__grammar: _TypeAlias = _typing.Literal["_grammar", b"_grammar"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grammar) -> _WhichOneofReturnType__grammar | None: ...
+
+Global___GuidedMessage: _TypeAlias = GuidedMessage  # noqa: Y015
+
+@_typing.final
+class Grammar(_message.Message):
+    """At most 256 KiB of UTF-8. One that can't be used is refused, with `field` as in "guide.messages[2].grammar"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    LARK_FIELD_NUMBER: _builtins.int
+    json_schema: _builtins.str
+    """As JSON text."""
+    regex: _builtins.str
+    lark: _builtins.str
+    """In the dialect of llguidance."""
+    def __init__(
+        self,
+        *,
+        json_schema: _builtins.str = ...,
+        regex: _builtins.str = ...,
+        lark: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "json_schema", b"json_schema", "lark", b"lark", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "json_schema", b"json_schema", "lark", b"lark", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_grammar: _TypeAlias = _typing.Literal["json_schema", "regex", "lark"]  # noqa: Y015
+    _WhichOneofArgType_grammar: _TypeAlias = _typing.Literal["grammar", b"grammar"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_grammar) -> _WhichOneofReturnType_grammar | None: ...
+
+Global___Grammar: _TypeAlias = Grammar  # noqa: Y015
 
 @_typing.final
 class TokenLogprob(_message.Message):

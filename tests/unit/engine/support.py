@@ -59,7 +59,9 @@ class SimulatedRunner(Runner):
         num_snapshots: int = 0,
         has_window_layers: bool = True,
         batch_invariant: bool = False,
+        token_ids: Sequence[int] | None = None,
     ) -> None:
+        self.token_ids_of_columns = token_ids
         self._info = RunnerInfo(
             VOCAB_SIZE,
             max_model_len,
@@ -86,6 +88,10 @@ class SimulatedRunner(Runner):
     @property
     def info(self) -> RunnerInfo:
         return self._info
+
+    @property
+    def token_ids(self) -> Sequence[int] | None:
+        return self.token_ids_of_columns
 
     def run(self, batch: Batch) -> StepResult:
         self._check(batch)
@@ -150,7 +156,8 @@ class SimulatedRunner(Runner):
             ways = [position >= chunk.sample.num_prompt_tokens for position in range(end)]
             assert [way for *_, way in seen] == ways, "a token was computed in another way"
             assert [way for *_, way in window] == ways[-WINDOW:], "a token was computed in another way"
-        return draw(chunk.sample, [token_id for token_id, *_ in seen], [token_id for token_id, *_ in window])
+        seen_ids, window_ids = [token_id for token_id, *_ in seen], [token_id for token_id, *_ in window]
+        return draw(chunk.sample, seen_ids, window_ids, self.token_ids or range(VOCAB_SIZE))
 
 
 def is_generated(chunk: SequenceChunk) -> bool:
@@ -171,7 +178,7 @@ def build_engine(
     max_queued_requests: int = 100,
     prefix_cache: bool = True,
     step_budget_s: float | None = None,
-    **settings: float,
+    **settings: object,
 ) -> tuple[Engine, SimulatedRunner, ManualClock]:
     """An engine whose runner computes each step at once, or, if it overlaps, when the next one was launched."""
     clock = ManualClock()
@@ -187,12 +194,30 @@ def build_engine(
     return engine, simulated, clock
 
 
-def draw(sample: SampleRequest, seen: Sequence[int | None], ring: Sequence[int | None]) -> SampledToken:
+def draw(
+    sample: SampleRequest,
+    seen: Sequence[int | None],
+    ring: Sequence[int | None],
+    token_ids: Sequence[int] = range(VOCAB_SIZE),
+) -> SampledToken:
+    """A column by what is seen; where a mask forbids it, one that it allows."""
     if sample.params.seed == NOT_FINITE_SEED:
         return SampledToken(0, failed=True)
-    token_id = crc32(repr((sample.params.seed, len(seen), seen, ring, sample.num_prompt_tokens)).encode()) % VOCAB_SIZE
+    number = crc32(repr((sample.params.seed, len(seen), seen, ring, sample.num_prompt_tokens)).encode())
+    allowed = [column for column in range(VOCAB_SIZE) if _allows(sample, column)]
+    if not allowed:
+        return SampledToken(0, failed=True)
+    column = number % VOCAB_SIZE
+    overruled = column not in allowed
+    if overruled:
+        column = allowed[number % len(allowed)]
+    token_id = token_ids[column]
     logprob = None if sample.params.num_top_logprobs is None else -float(token_id)
-    return SampledToken(token_id, logprob)
+    return SampledToken(token_id, logprob, overruled=overruled)
+
+
+def _allows(sample: SampleRequest, column: int) -> bool:
+    return sample.mask is None or bool(sample.mask[column >> 5] >> (column & 31) & 1)
 
 
 def ask(

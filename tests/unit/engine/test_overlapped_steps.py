@@ -138,18 +138,16 @@ def test_a_pending_token_survives_that_its_request_gives_way() -> None:
     assert {a.request_id: gathered.tokens[a.request_id] for a in asked} == {a.request_id: alone(a)[0] for a in asked}
 
 
-def test_with_penalties_every_token_is_known_and_afterwards_steps_overlap_again() -> None:
-    engine, runner, _, _ = build()
+def test_with_penalties_steps_overlap_and_every_token_is_known_at_the_draw() -> None:
+    engine, runner, simulated, _ = build()
     free, penalized = long_ones(1)[0], ask("penalized", max_tokens=6, seed=12, presence_penalty=0.5)
     for asked in (free, penalized):
         engine.add(asked)
-    gathered = Gathered()
-    while "penalized" not in gathered.finished:
-        gathered.take(engine.step())
-        assert runner.num_pending_tokens == 0
-    run_all(engine, gathered)
+    gathered = run_all(engine)
     assert gathered.tokens == {asked.request_id: alone(asked)[0] for asked in (free, penalized)}
-    assert runner.num_pending_tokens == len(gathered.tokens[free.request_id]) - len(gathered.tokens["penalized"]) - 1
+    assert runner.num_pending_tokens == sum(len(tokens) - 1 for tokens in gathered.tokens.values())
+    drawn = [(a, sample) for b in simulated.batches for a in b.chunks if (sample := a.sample) is not None]
+    assert all(len(sample.all_token_ids) == sample.position for _, sample in drawn)
 
 
 def test_a_failure_is_seen_one_step_late_and_is_nobody_else_s() -> None:
@@ -167,9 +165,12 @@ def test_the_overlapping_runner_refuses_a_pending_token_that_no_step_draws() -> 
     runner = OverlappingRunner(SimulatedRunner())
     sample = SampleRequest(SamplingParams(), (1, 2), 2, 2)
     first = runner.launch(Batch([SequenceChunk("a", 0, 0, (1, 2), [0], sample)]))
+    with pytest.raises(AssertionError, match="has not been drawn"):
+        runner.launch(Batch([SequenceChunk("a", 0, 2, (PENDING_TOKEN,), [0], None)]))
+    first.draw()
     with pytest.raises(AssertionError, match="draws nothing"):
         runner.launch(Batch([SequenceChunk("b", 1, 2, (PENDING_TOKEN,), [1], None)]))
     second = runner.launch(Batch([SequenceChunk("a", 0, 2, (PENDING_TOKEN,), [0], None)]))
+    second.draw()
     with pytest.raises(AssertionError, match="out of order"):
         second.result()
-    del first

@@ -1,14 +1,18 @@
-"""The engine: schedule, launch, commit; with a runner that overlaps, the next step is launched before a commit."""
+"""The engine: schedule, launch, draw, commit; with a runner that overlaps, the next step is launched before a commit,
+and draws after it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from chorus_workers.engine.guide_maker import GuideMaker, Prepared
 from chorus_workers.engine.kv_cache import KVCacheManager
 from chorus_workers.engine.output import StepOutput
 from chorus_workers.engine.prefix_cache import PrefixCache
 from chorus_workers.engine.request import GenerationRequest, Refused
 from chorus_workers.engine.scheduler import ScheduledStep, Scheduler, SchedulerLimits
 from chorus_workers.engine.stats import EngineLoad, EngineStats
+from chorus_workers.guide.columns import Columns
+from chorus_workers.guide.grammars import GrammarError
 from chorus_workers.runner.base import PendingStep, Runner, RunnerInfo
 
 
@@ -56,11 +60,13 @@ class Engine:
         self._scheduler = Scheduler(limits, self._kv, self.stats, clock)
         # The step that was launched before the last one was committed.
         self._launched: _Launched | None = None
+        self.guides = GuideMaker(Columns(runner.token_ids, info.vocab_size))
 
     @property
     def has_requests(self) -> bool:
-        """Whether there is something to step for: requests, or a step under way whose requests have all ended."""
-        return self._scheduler.has_requests or self._launched is not None
+        """Whether there is something to step for: requests, or a step under way whose requests have all ended. Not
+        those whose grammars are being compiled."""
+        return self._scheduler.has_requests or self._launched is not None or self.guides.has_news
 
     @property
     def info(self) -> RunnerInfo:
@@ -68,39 +74,68 @@ class Engine:
         return replace(self._runner.info, max_model_len=self._scheduler.max_model_len)
 
     def add(self, request: GenerationRequest) -> None:
-        """Admits a request, or puts its refusal into the next step's output."""
+        """Admits a request, or puts its refusal into the next step's output. One with grammars is admitted by the first
+        step after they have been compiled."""
         try:
-            self._scheduler.add(request)
+            prepared = self.guides.prepare(request)
+            if prepared is not None:
+                self._admit(prepared)
         except Refused as refused:
             self._scheduler.refuse(request.request_id, refused.refusal)
 
     def abort(self, request_id: str) -> None:
         """Ends a request, whose memory is free on return. An unknown id is not an error: it may just have ended."""
-        self._scheduler.abort(request_id)
+        if not self.guides.forget(request_id):
+            self._scheduler.abort(request_id)
 
     def step(self) -> StepOutput:
         """Takes one step to its end, if there is anything to run; a runner that overlaps has begun the next one then.
 
         Errors: RunnerError; the engine can't go on then.
         """
-        current = self._launched or self._launch()
+        for prepared in self.guides.take_ready():
+            try:
+                self._admit(prepared)
+            except Refused as refused:
+                self._scheduler.refuse(prepared.request.request_id, refused.refusal)
+        current = self._launched
+        if current is None and (current := self._launch()) is not None:
+            self._draw(current)
         if current is not None:
-            overlaps = self._runner.overlaps and current.step.may_be_overlapped
-            self._launched = self._launch() if overlaps else None
+            following = self._launched = self._launch() if self._runner.overlaps else None
             self._scheduler.commit(current.step, current.pending.result())
+            if following is not None:
+                self._draw(following)
         return self._scheduler.take_output()
 
     def load(self) -> EngineLoad:
-        return self._scheduler.load()
+        load = self._scheduler.load()
+        return replace(load, num_waiting=load.num_waiting + self.guides.num_waiting)
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless all accounts agree: queues, requests, pages, slots, snapshots."""
         self._scheduler.check_integrity(num_under_way=0 if self._launched is None else 1)
 
     def close(self) -> None:
+        self.guides.close()
         self._runner.close()
+
+    def _admit(self, prepared: Prepared) -> None:
+        """Errors: Refused."""
+        self._scheduler.add(prepared.request, self.guides.make(prepared))
 
     def _launch(self) -> _Launched | None:
         """Schedules and launches a step; None if there is nothing to compute."""
         step = self._scheduler.schedule()
         return _Launched(step, self._runner.launch(step.batch)) if step.chunks else None
+
+    def _draw(self, launched: _Launched) -> None:
+        """Draws what a step asks for, whose earlier tokens are all known."""
+        guided = self._scheduler.guided(launched.step)
+        masks = self.guides.masks([request.guide for request, _ in guided if request.guide is not None])
+        for (request, sample), mask in zip(guided, masks, strict=True):
+            if isinstance(mask, GrammarError):
+                self._scheduler.fail(request, str(mask))
+            else:
+                sample.mask = mask
+        launched.pending.draw()

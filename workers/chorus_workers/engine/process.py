@@ -38,6 +38,8 @@ class Link:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        # Readable while somebody wants the engine's thread to look up.
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._decoder = Decoder()
         self._unsent = bytearray()
 
@@ -45,8 +47,12 @@ class Link:
         self._unsent += encode(message)
         self._flush()
 
+    def wake(self) -> None:
+        """Ends the sleep of `receive`, or the next one; from any thread."""
+        os.eventfd_write(self._wakeup, 1)
+
     def receive(self, *, wait: bool) -> list[object]:
-        """Messages that are here; with `wait`, sleeps until there is one. Errors: ReplicaGone."""
+        """Messages that are here; with `wait`, sleeps until there is one, or somebody wakes it. Errors: ReplicaGone."""
         if self._unsent:
             self._flush()
         messages: list[object] = []
@@ -58,6 +64,8 @@ class Link:
                     return messages
                 self._wait(select.POLLIN | (select.POLLOUT if self._unsent else 0))
                 self._flush()
+                if self._was_woken():
+                    return messages
                 continue
             except ConnectionResetError as error:
                 raise ReplicaGone from error
@@ -76,7 +84,16 @@ class Link:
         # Not select(): the descriptor's number is the replica's, and may be beyond what that takes.
         poll = select.poll()
         poll.register(self._sock, events)
+        if events & select.POLLIN:
+            poll.register(self._wakeup, select.POLLIN)
         poll.poll(None if timeout_s is None else timeout_s * 1000)
+
+    def _was_woken(self) -> bool:
+        try:
+            os.eventfd_read(self._wakeup)
+        except BlockingIOError:
+            return False
+        return True
 
     def _flush(self) -> None:
         try:
@@ -107,6 +124,7 @@ def load_runner(config: WorkerConfig) -> Runner:
 
 def serve(link: Link, engine: Engine, info: RunnerInfo) -> None:
     """Runs the engine until the replica is gone. Errors: ReplicaGone; RunnerError."""
+    engine.guides.on_news = link.wake
     link.send(Ready(info))
     reported_at = time.monotonic()
     link.send(Report(engine.load(), engine.stats))
@@ -147,6 +165,8 @@ def run(sock: socket.socket) -> None:
                 prefix_cache=config.prefix_cache,
                 step_budget_s=config.step_budget_s,
             )
+            if not config.model.startswith(FAKE_MODEL_PREFIX):
+                engine.guides.load()
             try:
                 serve(link, engine, engine.info)
             except ReplicaGone:

@@ -7,6 +7,8 @@ from enum import IntEnum
 
 from chorus_workers.engine.kv_cache import KVHandle
 from chorus_workers.engine.prefix_cache import PageHashes
+from chorus_workers.guide.guide import Guide
+from chorus_workers.guide.spec import GuideSpec
 from chorus_workers.sampling_params import SamplingParams
 
 
@@ -69,6 +71,8 @@ class GenerationRequest:
     priority: int = 0
     # Cached KV is shared only among requests of the same salt.
     cache_salt: str = ""
+    # What the answer may look like. None: anything.
+    guide: GuideSpec | None = None
 
 
 class Request:
@@ -77,12 +81,14 @@ class Request:
     __slots__ = (
         "arrival_time",
         "deadline",
+        "guide",
         "kv",
         "last_token_time",
         "max_total_tokens",
         "num_computed_tokens",
         "num_pending_tokens",
         "num_prompt_tokens",
+        "num_void_tokens",
         "order",
         "page_hashes",
         "params",
@@ -91,10 +97,14 @@ class Request:
         "token_ids",
     )
 
-    def __init__(self, asked: GenerationRequest, *, number: int, max_model_len: int, block_size: int) -> None:
-        """`number` counts admissions: among equals, the smaller runs first."""
+    def __init__(
+        self, asked: GenerationRequest, guide: Guide | None, *, number: int, max_model_len: int, block_size: int
+    ) -> None:
+        """`guide`: the one asked for, which has taken in the resumed tokens. `number` counts admissions: among equals,
+        the smaller runs first."""
         self.request_id = asked.request_id
         self.params = asked.params
+        self.guide = guide
         self.arrival_time = asked.arrival_time
         self.deadline = asked.deadline
         self.order = (asked.priority, number)
@@ -108,6 +118,8 @@ class Request:
         self.num_computed_tokens = 0
         # Tokens after token_ids, which steps under way draw.
         self.num_pending_tokens = 0
+        # How many of those are drawn in vain, since the token before them was refused.
+        self.num_void_tokens = 0
         self.kv: KVHandle | None = None
         self.page_hashes = PageHashes(block_size, asked.cache_salt)
         # Whether it ever ran: a preempted request has, and keeps its queue time.
@@ -124,11 +136,6 @@ class Request:
         """Tokens to compute, a pending one among them; 0 when the last one is pending, since none follows it."""
         num_tokens = len(self.token_ids) + self.num_pending_tokens
         return num_tokens - self.num_computed_tokens if num_tokens < self.max_total_tokens else 0
-
-    @property
-    def draws_from_known_tokens(self) -> bool:
-        """Whether the host must know all tokens before one, for that to be drawn."""
-        return self.params.has_penalties
 
     @property
     def num_outstanding_tokens(self) -> int:

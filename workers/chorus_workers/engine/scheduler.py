@@ -13,6 +13,9 @@ A step may be scheduled while the one before is under way. The token that this d
 counts, and is computed like a known one. That it ended its request shows at its commit, and what the next step computes
 for that request is dropped. Whoever gives way with a token pending waits at least until it is known.
 
+A request may have a guide. What that allows next shows only when the last token is known: after a step's commit, and
+before the next one's draw. A token that the guide refuses is forgotten, and its request gives way, to draw again.
+
 Where the KV memory still holds the beginning of a request, the request starts behind it. What it computes becomes known
 to others once a token was drawn from finite logits, which shows that all before it is sound.
 """
@@ -28,6 +31,8 @@ from chorus_workers.engine.prefill_budget import PrefillBudget
 from chorus_workers.engine.request import FinishReason, GenerationRequest, Refusal, RefusalReason, Refused, Request
 from chorus_workers.engine.stats import EngineLoad, EngineStats
 from chorus_workers.engine.throughput import Throughput
+from chorus_workers.guide.grammars import GrammarError
+from chorus_workers.guide.guide import Constraint, Guide
 from chorus_workers.runner.base import (
     PENDING_TOKEN,
     Batch,
@@ -67,9 +72,6 @@ class ScheduledStep:
     requests: list[Request] = field(default_factory=list)
     num_tokens: int = 0
     num_decode_tokens: int = 0
-    # Whether the next step may be scheduled before this one is committed: not if a token that this one draws must be
-    # known for the next to be drawn. All wait then, not only that request: it is rare, and simple.
-    may_be_overlapped: bool = True
 
     @property
     def batch(self) -> Batch:
@@ -109,14 +111,14 @@ class Scheduler:
         """Most tokens of prompt and answer: what the model allows, or what the KV memory holds if that is less."""
         return self._max_model_len
 
-    def add(self, asked: GenerationRequest) -> None:
-        """Admits a request to the queue.
+    def add(self, asked: GenerationRequest, guide: Guide | None = None) -> None:
+        """Admits a request to the queue, with the guide that it asks for.
 
         Errors: Refused, with nothing changed, when the request can never fit, the queue is full, its id is in use, or
         its deadline has passed.
         """
         request = Request(
-            asked, number=self._num_admitted, max_model_len=self._max_model_len, block_size=self._kv.block_size
+            asked, guide, number=self._num_admitted, max_model_len=self._max_model_len, block_size=self._kv.block_size
         )
         if refusal := self._find_refusal(request):
             raise Refused(refusal)
@@ -145,7 +147,7 @@ class Scheduler:
     def schedule(self) -> ScheduledStep:
         """The next step's work; without chunks if there is none. Requests past their deadline end first.
 
-        At most one earlier step may be without its commit, and that must allow it (`may_be_overlapped`).
+        At most one earlier step may be without its commit.
         """
         now = self._clock()
         if now >= self._next_deadline:
@@ -155,6 +157,21 @@ class Scheduler:
         self._admit(step)
         return step
 
+    def guided(self, step: ScheduledStep) -> list[tuple[Request, SampleRequest]]:
+        """Those of a step's samples whose requests have guides, when all that comes before them is committed."""
+        return [
+            (request, chunk.sample)
+            for chunk, request in zip(step.chunks, step.requests, strict=True)
+            if request.guide is not None
+            and chunk.sample is not None
+            and not request.num_void_tokens
+            and self._requests.get(request.request_id) is request
+        ]
+
+    def fail(self, request: Request, message: str) -> None:
+        """Ends a request, alone. message: for the client."""
+        self._finish(request, FinishReason.ERROR, message)
+
     def commit(self, step: ScheduledStep, result: StepResult) -> None:
         """Takes in what the runner drew for `step`, the one scheduled longest ago. Who has ended since gets nothing."""
         now = self._clock()
@@ -163,9 +180,9 @@ class Scheduler:
             # An id may have come again.
             if sampled is None or self._requests.get(request.request_id) is not request:
                 continue
-            if request.last_token_time is not None:
-                gaps[request.last_token_time] = gaps.get(request.last_token_time, 0) + 1
-            self._append(request, chunk, sampled, now)
+            last_token_time = request.last_token_time
+            if self._append(request, chunk, sampled, now) and last_token_time is not None:
+                gaps[last_token_time] = gaps.get(last_token_time, 0) + 1
         for last_token_time, count in gaps.items():
             self._stats.inter_token_latency.observe(now - last_token_time, count)
         self._observe_step(step, now)
@@ -308,7 +325,6 @@ class Scheduler:
         request.num_computed_tokens = end
         if sample is not None:
             request.num_pending_tokens += 1
-            step.may_be_overlapped &= not request.draws_from_known_tokens
         step.chunks.append(chunk)
         step.requests.append(request)
         step.num_tokens += num_tokens
@@ -327,18 +343,26 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
+        self._give_way(request)
+        self._stats.num_preemptions += 1
+
+    def _give_way(self, request: Request) -> None:
         self._running.remove(request)
         self._release(request)
         request.num_computed_tokens = 0
         insort(self._waiting, request, key=_order)
-        self._stats.num_preemptions += 1
 
-    def _append(self, request: Request, chunk: SequenceChunk, sampled: SampledToken, now: float) -> None:
-        """Takes in the token drawn after a chunk, and ends the request if it is the last."""
+    def _append(self, request: Request, chunk: SequenceChunk, sampled: SampledToken, now: float) -> bool:
+        """Takes in the token drawn after a chunk, and ends the request if it is the last. Whether there is one more."""
         request.num_pending_tokens -= 1
+        if request.num_void_tokens:
+            request.num_void_tokens -= 1
+            return False
         if sampled.failed:
-            self._finish(request, FinishReason.ERROR, "the model's logits were not finite")
-            return
+            self.fail(request, "the model's logits were not finite")
+            return False
+        if request.guide is not None and not self._follow(request, request.guide, sampled):
+            return False
         # Who has given way since holds nothing, and gets no other memory while a token is pending.
         if request.kv is not None:
             num_computed = min(chunk.start + len(chunk.token_ids), self._num_shareable(request))
@@ -355,6 +379,23 @@ class Scheduler:
         output.token_ids.append(sampled.token_id)
         if reason := request.ending():
             self._finish(request, reason)
+        return True
+
+    def _follow(self, request: Request, guide: Guide, sampled: SampledToken) -> bool:
+        """Gives a drawn token to the request's guide. If that refuses it, the request draws again."""
+        if sampled.overruled and guide.constraint not in (None, Constraint.EARLY_STOP):
+            self._stats.guide_interventions[guide.constraint] += 1
+        try:
+            accepted = guide.advance(sampled.token_id)
+        except GrammarError as error:
+            self.fail(request, str(error))
+            return False
+        if not accepted:
+            self._stats.guide_interventions[Constraint.EARLY_STOP] += 1
+            request.num_void_tokens = request.num_pending_tokens
+            if request.kv is not None:
+                self._give_way(request)
+        return accepted
 
     def _expire(self, now: float) -> None:
         for request in [request for request in self._requests.values() if request.deadline <= now]:

@@ -52,6 +52,8 @@ class EngineStats:
     # Prompt tokens looked up in, and found in, the prefix cache, when a request first ran.
     num_prefix_queries: int = 0
     num_prefix_hits: int = 0
+    # Draws in which a guide forbade what the model would have said, by the constraint; and tokens drawn again.
+    guide_interventions: Counter[str] = field(default_factory=Counter)
     # By the lower-case name of the reason.
     finished: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)

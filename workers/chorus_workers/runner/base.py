@@ -6,7 +6,9 @@ KV). A runner keeps no other state about a request: a step's batch says everythi
 
 A runner may *overlap*: `launch` hands a step to the device and returns, and the next one is launched before the first
 is done. The device works on steps in the order of their launch, each on the memory that the one before it left. So the
-engine may give memory to another request while a step is under way that uses it.
+engine may give memory to another request while a step is under way that uses it. What a step draws, it is told by
+`draw`, when the tokens of the step before are known: while the device computes the logits, the host has time to see
+what may follow these tokens.
 
 A ring moves on and forgets. So that a later request can begin in the middle of what an earlier one computed, a runner
 also owns *snapshots*, numbered buffers that hold a whole ring each, and is told when to save and restore one.
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from chorus_workers.guide.columns import TokenMask
 from chorus_workers.sampling_params import SamplingParams
 
 # As a token id: the token that the step launched just before this one draws for the chunk's slot, which only the device
@@ -52,12 +55,14 @@ class SampleRequest:
     """Ask for a token after a chunk's last position."""
 
     params: SamplingParams
-    # Prompt and generated tokens that are known, in order: with penalties all before `position`, else the last may be
-    # missing. Grows when the engine gets to know more, so it is to be read before `launch` returns.
+    # Prompt and generated tokens that are known, in order. Grows when the engine gets to know more: at the `draw` it
+    # has all that come before `position`.
     all_token_ids: Sequence[int]
     num_prompt_tokens: int
     # Of the token to be drawn: how many come before it, known or pending.
     position: int
+    # What may be drawn; None: anything. Set before the `draw`.
+    mask: TokenMask | None = None
 
 
 @dataclass(slots=True)
@@ -98,13 +103,16 @@ class Batch:
 @dataclass(slots=True)
 class SampledToken:
     """A drawn token. Log probabilities are natural logarithms of the distribution after bias and penalties, before
-    temperature and truncation; `top` is ordered from the most likely down, and holds `num_top_logprobs` entries."""
+    temperature and truncation, whatever a mask forbids; `top` is ordered from the most likely down, and holds
+    `num_top_logprobs` entries."""
 
     token_id: int
     logprob: float | None = None
     top: Sequence[tuple[int, float]] = ()
-    # The logits were not finite: the request must end, alone; token_id means nothing.
+    # The logits were not finite, or nothing was allowed: the request must end, alone; token_id means nothing.
     failed: bool = False
+    # Whether the mask forbade a token that was likelier than all that it allowed.
+    overruled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,22 +132,34 @@ class StepResult:
 class PendingStep(Protocol):
     """A step that was launched."""
 
+    def draw(self) -> None:
+        """Begins to draw what the step asks for: once, after the step before has given its result.
+
+        Errors: RunnerError; the engine can't go on then.
+        """
+        ...
+
     def result(self) -> StepResult:
-        """Waits until the step is done. To be called once, in the order of launches.
+        """Waits until the step is done. To be called once, after `draw`, in the order of launches.
 
         Errors: RunnerError when the device is lost; the engine can't go on then.
         """
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedStep:
-    """The `PendingStep` of a runner that computes at launch."""
+class DeferredStep:
+    """The `PendingStep` of a runner that doesn't overlap: all is computed at the draw."""
 
-    step_result: StepResult
+    def __init__(self, runner: "Runner", batch: Batch) -> None:
+        self._runner, self._batch = runner, batch
+        self._step_result: StepResult | None = None
+
+    def draw(self) -> None:
+        self._step_result = self._runner.run(self._batch)
 
     def result(self) -> StepResult:
-        return self.step_result
+        assert self._step_result is not None
+        return self._step_result
 
 
 class Runner(ABC):
@@ -148,6 +168,11 @@ class Runner(ABC):
     @property
     @abstractmethod
     def info(self) -> RunnerInfo: ...
+
+    @property
+    def token_ids(self) -> Sequence[int] | None:
+        """The token that each column of the logits stands for; None: column i is token i."""
+        return None
 
     @property
     def overlaps(self) -> bool:
@@ -163,8 +188,9 @@ class Runner(ABC):
         """
 
     def launch(self, batch: Batch) -> PendingStep:
-        """Begins what `run` does. Only runners that overlap get batches with PENDING_TOKEN. Errors: as `run`'s."""
-        return FinishedStep(self.run(batch))
+        """Begins what `run` does, up to the logits. Only runners that overlap get batches with PENDING_TOKEN. Errors:
+        as `run`'s."""
+        return DeferredStep(self, batch)
 
     @abstractmethod
     def close(self) -> None:

@@ -108,13 +108,23 @@ class FakeRunner(Runner):
 
     def _sample(self, sample: SampleRequest) -> SampledToken:
         token_id = self._draw(sample)
+        overruled = token_id != self._scripted(sample)
         if sample.params.num_top_logprobs is None:
-            return SampledToken(token_id)
+            return SampledToken(token_id, overruled=overruled)
         vocab_size = self._model.vocab_size
         top = [((token_id + i) % vocab_size, -0.5 - i) for i in range(sample.params.num_top_logprobs)]
-        return SampledToken(token_id, logprob=-0.5, top=top)
+        return SampledToken(token_id, logprob=-0.5, top=top, overruled=overruled)
 
     def _draw(self, sample: SampleRequest) -> int:
+        """What the script says; where a mask forbids that, the first token that it allows."""
+        token_id = self._scripted(sample)
+        if sample.mask is None or sample.mask[token_id >> 5] >> (token_id & 31) & 1:
+            return token_id
+        word = int(sample.mask.nonzero()[0][0])
+        bits = int(sample.mask[word]) & 0xFFFFFFFF
+        return word * 32 + (bits & -bits).bit_length() - 1
+
+    def _scripted(self, sample: SampleRequest) -> int:
         model = self._model
         if model.body is None:
             key = f"{sample.params.seed} {sample.position} {sample.all_token_ids[-1]}"

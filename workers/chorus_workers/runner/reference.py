@@ -29,6 +29,11 @@ class ReferenceRunner(Runner):
     def info(self) -> RunnerInfo:
         return self._info
 
+    @property
+    def token_ids(self) -> Sequence[int] | None:
+        vocabulary = self._transformer.model.vocabulary
+        return None if vocabulary.logit_rows is None else vocabulary.token_ids.tolist()
+
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepResult:
         if not batch.chunks:

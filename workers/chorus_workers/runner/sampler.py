@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,18 +24,33 @@ class Sampler:
         finite = logits.sum(-1).isfinite().tolist()
         for row, request in enumerate(requests):
             self._adjust(logits[row], request)
-        chosen = greedy(logits)
-        random = [i for i, r in enumerate(requests) if finite[i] and r.params.temperature >= MIN_TEMPERATURE]
+        allowed, overruled = self._mask(logits, requests)
+        drawable = [is_finite and top > -torch.inf for is_finite, top in zip(finite, allowed.amax(-1), strict=True)]
+        chosen = greedy(allowed)
+        random = [i for i, r in enumerate(requests) if drawable[i] and r.params.temperature >= MIN_TEMPERATURE]
         if random:
             picked = torch.tensor(random)
-            chosen[picked] = self._draw_random(logits[picked], [requests[i] for i in random])
+            chosen[picked] = self._draw_random(allowed[picked], [requests[i] for i in random])
         rows, token_ids = chosen.tolist(), self._vocabulary.token_ids[chosen].tolist()
         return [
-            self._result(logits[i], rows[i], token_ids[i], request.params)
-            if finite[i]
+            self._result(logits[i], rows[i], token_ids[i], request.params, i in overruled)
+            if drawable[i]
             else SampledToken(0, failed=True)
             for i, request in enumerate(requests)
         ]
+
+    def _mask(self, logits: Tensor, requests: Sequence[SampleRequest]) -> tuple[Tensor, frozenset[int]]:
+        """Logits with -inf for what masks forbid, [S, N]; and the rows of which that is the likeliest."""
+        masked = [i for i, request in enumerate(requests) if request.mask is not None]
+        if not masked:
+            return logits, frozenset()
+        words = torch.from_numpy(np.stack([request.mask for request in requests if request.mask is not None]))
+        columns = torch.arange(logits.shape[1])
+        forbidden = (words[:, columns >> 5] >> (columns & 31)) & 1 == 0
+        allowed = logits.clone()
+        allowed[masked] = logits[masked].masked_fill(forbidden, -torch.inf)
+        is_overruled = logits[masked].amax(-1) > allowed[masked].amax(-1)
+        return allowed, frozenset(i for i, lost in zip(masked, is_overruled.tolist(), strict=True) if lost)
 
     def _adjust(self, logits: Tensor, request: SampleRequest) -> None:
         """Logit bias and penalties, in place; logits: [N]."""
@@ -73,9 +89,9 @@ class Sampler:
             positions=torch.tensor([request.position for request in requests]),
         )
 
-    def _result(self, logits: Tensor, row: int, token_id: int, params: SamplingParams) -> SampledToken:
+    def _result(self, logits: Tensor, row: int, token_id: int, params: SamplingParams, overruled: bool) -> SampledToken:
         if params.num_top_logprobs is None:
-            return SampledToken(token_id)
+            return SampledToken(token_id, overruled=overruled)
         logprob, rows, logprobs = top_logprobs(logits, row, params.num_top_logprobs)
         token_ids = self._vocabulary.token_ids[rows].tolist()
-        return SampledToken(token_id, logprob, tuple(zip(token_ids, logprobs, strict=True)))
+        return SampledToken(token_id, logprob, tuple(zip(token_ids, logprobs, strict=True)), overruled=overruled)

@@ -1,5 +1,6 @@
 """The Triton runner: one GPU, weights in MXFP4 and bfloat16, our own kernels."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -8,11 +9,11 @@ from torch import Tensor
 from chorus_kernels.moe.layout import PackedExperts
 from chorus_kernels.sampling.op import LatestTokens
 from chorus_workers.model.weights import Model
-from chorus_workers.runner.base import Batch, FinishedStep, PendingStep, Runner, RunnerInfo, StepResult
+from chorus_workers.runner.base import Batch, PendingStep, Runner, RunnerInfo, StepResult
 from chorus_workers.runner.triton.decode_graphs import DecodeGraphs
 from chorus_workers.runner.triton.form import ProductTiles
 from chorus_workers.runner.triton.kv_memory import DeviceKVMemory
-from chorus_workers.runner.triton.sampler import DeviceSampler, PendingDraw
+from chorus_workers.runner.triton.sampler import DeviceSampler, PendingDraw, PreparedDraw
 from chorus_workers.runner.triton.step import PreparedStep, prepare_step
 from chorus_workers.runner.triton.transfer import Upload
 from chorus_workers.runner.triton.transformer import DeviceTransformer
@@ -20,17 +21,24 @@ from chorus_workers.runner.triton.warm_up import warm_up
 
 
 class _LaunchedStep:
-    def __init__(self, batch: Batch, draw: PendingDraw) -> None:
-        self._batch, self._draw = batch, draw
+    def __init__(self, batch: Batch, draw: PreparedDraw | None) -> None:
+        """draw: None where the step draws nothing."""
+        self._batch, self._prepared = batch, draw
+        self._drawn: PendingDraw | None = None
+
+    @torch.inference_mode()
+    def draw(self) -> None:
+        if self._prepared is not None:
+            self._drawn = self._prepared.launch()
 
     def result(self) -> StepResult:
-        return StepResult.of(self._batch, self._draw.result())
+        return StepResult.of(self._batch, () if self._drawn is None else self._drawn.result())
 
 
 class TritonRunner(Runner):
     """Runs a model on the device that holds its weights.
 
-    What a step draws stays on the device too, where the next one finds it: `launch` waits for nothing.
+    What a step draws stays on the device too, where the next one finds it: `launch` and `draw` wait for nothing.
     """
 
     def __init__(
@@ -70,23 +78,30 @@ class TritonRunner(Runner):
     def overlaps(self) -> bool:
         return True
 
+    @property
+    def token_ids(self) -> Sequence[int] | None:
+        vocabulary = self._transformer.model.vocabulary
+        return None if vocabulary.logit_rows is None else vocabulary.token_ids.tolist()
+
     def run(self, batch: Batch) -> StepResult:
-        return self.launch(batch).result()
+        step = self.launch(batch)
+        step.draw()
+        return step.result()
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> PendingStep:
         chunks, samples, upload = batch.chunks, batch.samples, Upload()
-        draw = self._sampler.prepare(upload, samples)
+        numbers = self._sampler.prepare(upload, samples)
         if chunks and self._graphs.takes(chunks):
             logits, slots, sent = self._graphs.run(chunks, upload)
         else:
             step = self._prepare(batch)
             hidden, slots = self._transformer.forward(step.inputs), step.sampled_slots
             if not samples:
-                return FinishedStep(StepResult.of(batch, ()))
+                return _LaunchedStep(batch, None)
             logits, sent = self._transformer.logits(hidden), upload.to(self._device)
         latest = LatestTokens(self._last_tokens, slots)
-        return _LaunchedStep(batch, self._sampler.launch(logits, draw, sent, latest))
+        return _LaunchedStep(batch, PreparedDraw(self._sampler, samples, logits, numbers, sent, latest))
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:

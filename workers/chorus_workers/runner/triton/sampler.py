@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from chorus_kernels.sampling.op import (
     LatestTokens,
     LogitBias,
     Penalties,
+    TokenMask,
     apply_bias_and_penalties,
     sample,
     top_logprobs,
@@ -23,14 +25,12 @@ from chorus_workers.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedDraw:
-    """What a draw asks for, as numbers of an upload's arrays: those of `sample`; those of `LogitBias` and of
-    `Penalties`, but for the last of these (none, if there are none); the rows that want log probabilities, int64."""
+class DrawNumbers:
+    """What a draw asks for that is known early, as numbers of an upload's arrays: those of `sample`; those of
+    `LogitBias` (none, if there is none); the rows that want log probabilities, int64."""
 
     numbers: Mapping[str, int]
     bias: Mapping[str, int]
-    penalties: Mapping[str, int]
-    num_penalised: int
     truncated: bool
     picked: int
     # Of these rows, in order, how many.
@@ -40,20 +40,40 @@ class PreparedDraw:
 class PendingDraw:
     """Tokens that the device draws."""
 
-    def __init__(self, counts: Mapping[int, int], download: Download) -> None:
+    def __init__(self, counts: Mapping[int, int], download: Download, *, masked: bool) -> None:
         """counts: of the rows that want log probabilities, in order, how many; download: token ids, int64 [S], -1 for a
-        row that failed, and for these rows the chosen token's log probability, the likeliest token ids, and theirs."""
-        self._counts, self._download = counts, download
+        row that failed; if masked, which rows were overruled, int32 [S]; and for the rows of `counts` the chosen
+        token's log probability, the likeliest token ids, and theirs."""
+        self._counts, self._download, self._masked = counts, download, masked
 
     def result(self) -> list[SampledToken]:
         """Waits for the device."""
-        token_ids, *logprobs = (tensor.tolist() for tensor in self._download.result())
-        drawn = [SampledToken(token_id) if token_id >= 0 else SampledToken(0, failed=True) for token_id in token_ids]
+        token_ids, *rest = (tensor.tolist() for tensor in self._download.result())
+        overruled, logprobs = (rest[0], rest[1:]) if self._masked else ([0] * len(token_ids), rest)
+        drawn = [
+            SampledToken(token_id, overruled=lost != 0) if token_id >= 0 else SampledToken(0, failed=True)
+            for token_id, lost in zip(token_ids, overruled, strict=True)
+        ]
         for (row, count), logprob, top, values in zip(self._counts.items(), *(logprobs or ([], [], [])), strict=True):
             if not drawn[row].failed:
-                pairs = zip(top[:count], values[:count], strict=True)
-                drawn[row] = SampledToken(token_ids[row], logprob, tuple(pairs))
+                drawn[row].logprob, drawn[row].top = logprob, tuple(zip(top[:count], values[:count], strict=True))
         return drawn
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedDraw:
+    """A draw from logits that the device computes."""
+
+    sampler: "DeviceSampler"
+    requests: Sequence[SampleRequest]
+    logits: Tensor
+    numbers: DrawNumbers
+    sent: Sent
+    latest: LatestTokens | None = None
+
+    def launch(self) -> PendingDraw:
+        """Begins it, when all tokens before those to be drawn are known."""
+        return self.sampler.launch(self.logits, self.requests, self.numbers, self.sent, self.latest)
 
 
 class DeviceSampler:
@@ -66,8 +86,8 @@ class DeviceSampler:
         self._token_ids = None if vocabulary.logit_rows is None else vocabulary.token_ids.to(device)
         self._counts = torch.empty(0, 0, dtype=torch.int32, device=device)
 
-    def prepare(self, upload: Upload, requests: Sequence[SampleRequest]) -> PreparedDraw:
-        """Adds what a draw of one token for each request needs to an upload."""
+    def prepare(self, upload: Upload, requests: Sequence[SampleRequest]) -> DrawNumbers:
+        """Adds to an upload what is known early of a draw of one token for each request."""
         params = [request.params for request in requests]
         numbers = {
             "temperature": upload.add([p.temperature for p in params], np.float32),
@@ -78,34 +98,64 @@ class DeviceSampler:
             "positions": upload.add([request.position for request in requests], np.int64),
         }
         num_logprobs = {row: p.num_top_logprobs for row, p in enumerate(params) if p.num_top_logprobs is not None}
-        return PreparedDraw(
+        return DrawNumbers(
             numbers,
             self._add_bias(upload, params),
-            self._add_penalties(upload, requests),
-            sum(p.has_penalties for p in params),
             any(_is_truncated(p) for p in params),
             upload.add(list(num_logprobs), np.int64),
             num_logprobs,
         )
 
-    def launch(self, logits: Tensor, draw: PreparedDraw, sent: Sent, latest: LatestTokens | None = None) -> PendingDraw:
+    def launch(
+        self,
+        logits: Tensor,
+        requests: Sequence[SampleRequest],
+        draw: DrawNumbers,
+        sent: Sent,
+        latest: LatestTokens | None = None,
+    ) -> PendingDraw:
         """Begins to draw. logits: float32 [S, N] over the vocabulary's rows; changed in place. sent: of the upload;
         latest: gets the tokens, too."""
-        counts = self._zeros(draw.num_penalised, logits.shape[1])
-        apply_bias_and_penalties(
+        penalties, mask = self._late(requests, logits.shape[1])
+        bias = LogitBias(**sent.named(draw.bias)) if draw.bias else None
+        apply_bias_and_penalties(logits, bias, penalties)
+        drawn = sample(
             logits,
-            LogitBias(**sent.named(draw.bias)) if draw.bias else None,
-            Penalties(**sent.named(draw.penalties), counts=counts) if draw.penalties else None,
+            **sent.named(draw.numbers),
+            token_ids=self._token_ids,
+            token_mask=mask,
+            truncated=draw.truncated,
+            latest=latest,
         )
-        columns, token_ids = sample(
-            logits, **sent.named(draw.numbers), token_ids=self._token_ids, truncated=draw.truncated, latest=latest
-        )
-        sent_back = [token_ids]
+        sent_back = [drawn.token_ids] if drawn.overruled is None else [drawn.token_ids, drawn.overruled]
         if draw.num_logprobs:
             rows = sent[draw.picked]
-            chosen, top, values = top_logprobs(logits[rows], columns[rows], max(draw.num_logprobs.values()))
+            most = max(draw.num_logprobs.values())
+            chosen, top, values = top_logprobs(logits[rows], drawn.columns[rows], most)
             sent_back += [chosen, self._to_ids(top), values]
-        return PendingDraw(draw.num_logprobs, Download(sent_back))
+        return PendingDraw(draw.num_logprobs, Download(sent_back), masked=mask is not None)
+
+    def _late(self, requests: Sequence[SampleRequest], num_columns: int) -> tuple[Penalties | None, TokenMask | None]:
+        """What depends on the last token before a draw: sent by itself, if there is any."""
+        upload = Upload()
+        penalties, mask = self._add_penalties(upload, requests), self._add_mask(upload, requests)
+        if not penalties and not mask:
+            return None, None
+        sent = upload.to(self._device)
+        num_penalised = sum(request.params.has_penalties for request in requests)
+        return (
+            Penalties(**sent.named(penalties), counts=self._zeros(num_penalised, num_columns)) if penalties else None,
+            TokenMask(**sent.named(mask)) if mask else None,
+        )
+
+    def _add_mask(self, upload: Upload, requests: Sequence[SampleRequest]) -> dict[str, int]:
+        """The numbers of the arrays that are TokenMask's fields; none, if there are no masks."""
+        masks = [request.mask for request in requests if request.mask is not None]
+        if not masks:
+            return {}
+        numbers = accumulate((request.mask is not None for request in requests), initial=0)
+        rows = [number if request.mask is not None else -1 for number, request in zip(numbers, requests, strict=False)]
+        return {"words": upload.add(np.stack(masks)), "rows": upload.add(rows)}
 
     def _add_bias(self, upload: Upload, params: Sequence[SamplingParams]) -> dict[str, int]:
         """The numbers of the arrays that are LogitBias's fields; none, if there is no bias."""

@@ -1,0 +1,54 @@
+"""The headers that gpt-oss was trained to write, as token ids: what comes after `<|start|>assistant`.
+
+A call is addressed behind the channel, as the model writes it, or behind the role, as prompts have it; its content type
+may be marked as a constraint, or be missing. Source: the harmony response format guide, and openai-harmony's renderer.
+"""
+
+import functools
+from typing import Final
+
+from chorus_vocabulary import CALL, END, ENDOFTEXT, RETURN, START
+
+from .encoding import load_encoding
+
+OPENING: Final = "assistant"
+# Stop tokens end an answer and a call, whichever of them it is; openai-harmony's own parser has no preference.
+_STOPS: Final = (END, RETURN, CALL, ENDOFTEXT)
+
+
+@functools.lru_cache(maxsize=4096)
+def _encode(text: str) -> tuple[int, ...]:
+    return tuple(load_encoding().encode(text, allowed_special="all"))
+
+
+def opening() -> tuple[int, ...]:
+    """What comes before the header of every message but the first."""
+    return (START, *_encode(OPENING))
+
+
+def analysis_header() -> tuple[int, ...]:
+    return _encode("<|channel|>analysis<|message|>")
+
+
+def preamble_header() -> tuple[int, ...]:
+    """Of what the model tells the user before it calls a tool."""
+    return _encode("<|channel|>commentary<|message|>")
+
+
+def final_headers(*, is_constrained: bool) -> tuple[tuple[int, ...], ...]:
+    """Headers of the answer; where it is to be JSON, the model may say so."""
+    plain = _encode("<|channel|>final<|message|>")
+    return (plain, _encode("<|channel|>final <|constrain|>json<|message|>")) if is_constrained else (plain,)
+
+
+def call_headers(name: str) -> tuple[tuple[int, ...], ...]:
+    """Headers of calls of the function `name`."""
+    recipient = f" to=functions.{name}"
+    starts = (f"<|channel|>commentary{recipient}", f"{recipient}<|channel|>commentary")
+    types = (" <|constrain|>json", " json", "")
+    return tuple(_encode(f"{start}{content_type}<|message|>") for start in starts for content_type in types)
+
+
+def answer_ends() -> tuple[int, ...]:
+    """What may end a body after which the answer may be over."""
+    return _STOPS

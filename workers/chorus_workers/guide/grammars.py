@@ -1,0 +1,184 @@
+"""Grammars, compiled by llguidance beside the engine's loop, and the masks that they give.
+
+llguidance speaks of text. It gets the tokens that the logits have columns for as a vocabulary of its own, numbered by
+column; what is forced it splits into tokens as the model's tokenizer would. Tokens of markup are none of it.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import llguidance
+import numpy as np
+
+from chorus_vocabulary import NUM_TEXT_TOKENS
+from chorus_vocabulary.token_table import SPLIT_PATTERN, load_token_table
+from chorus_workers.guide.columns import Columns, TokenMask
+from chorus_workers.guide.spec import Grammar, GrammarKind
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+# Compiled grammars that are kept for later requests.
+_MAX_KEPT = 64
+_NUM_COMPILERS = 2
+_MAX_MESSAGE_LENGTH = 300
+# Between two tokens of JSON, as in `{"a": 1}` and where lines are indented: without a bound, a model that is unsure may
+# write white space until its limit.
+_WHITE_SPACE = r"[ \t]?(\r?\n[ \t]{0,32})?"
+_JSON_OPTIONS: "JsonCompileOptions" = {
+    "whitespace_pattern": _WHITE_SPACE,
+    "json_allow_general_unicode_escapes": True,
+    "lenient": False,
+}
+# Half a second to compile and some 15 ms a mask, at most; a state of the lexer takes 1 to 2 KB.
+_LIMITS = llguidance.LLParserLimits(
+    initial_lexer_fuel=20_000_000, max_lexer_states=100_000, max_grammar_size=500_000, verbose_errors=False
+)
+_END = "<|end of text|>"
+
+
+class GrammarError(Exception):
+    """A grammar can't be used. The message says why, for the client to read."""
+
+
+class Matcher:
+    """Follows one body through its grammar."""
+
+    __slots__ = ("_matcher",)
+
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+        self._matcher = matcher
+
+    @property
+    def native(self) -> llguidance.LLMatcher:
+        return self._matcher
+
+    def copy(self) -> "Matcher":
+        """Another one, at the beginning of another body."""
+        return Matcher(self._matcher.deep_copy())
+
+    def consume(self, column: int) -> None:
+        """Errors: GrammarError for a token that the grammar forbids here."""
+        self._matcher.consume_token(column)
+        self.check()
+
+    def check(self) -> None:
+        """Errors: GrammarError, if it has become too complex to go on."""
+        if self._matcher.is_error():
+            raise GrammarError(_shown(self._matcher.get_error()))
+
+
+class Grammars:
+    """Compiles grammars in threads of its own, and computes masks."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._compilers = ThreadPoolExecutor(_NUM_COMPILERS, thread_name_prefix="grammar")
+        self._kept: OrderedDict[Grammar, Future[Matcher]] = OrderedDict()
+        self._tokenizer: llguidance.LLTokenizer | None = None
+        self._loading = Lock()
+        self._executor: llguidance.LLExecutor | None = None
+        self._text = columns.only(token_id for token_id in columns.token_ids if token_id < NUM_TEXT_TOKENS)
+        # Behind the columns: bytes that no column spells alone, which merges begin with; and the end of a text.
+        self._end_column = 0
+        self._num_words = 0
+
+    def load(self) -> None:
+        """Begins to load what the first grammar would wait for: a second."""
+        self._compilers.submit(self._load)
+
+    def compile(self, grammar: Grammar) -> "Future[Matcher]":
+        """To a matcher at the beginning, which is to be copied. Errors, in the future: GrammarError."""
+        if (kept := self._kept.get(grammar)) is not None:
+            self._kept.move_to_end(grammar)
+            return kept
+        future = self._compilers.submit(self._compile, grammar)
+        self._kept[grammar] = future
+        if len(self._kept) > _MAX_KEPT:
+            self._kept.popitem(last=False)
+        return future
+
+    def masks(self, matchers: Sequence[Matcher]) -> tuple[list[TokenMask], list[bool]]:
+        """For each, which text tokens may come, and whether the text may end."""
+        masks = np.empty((len(matchers), self._num_words), np.int32)
+        if len(matchers) == 1:
+            matchers[0].native.unsafe_compute_mask_ptr(masks.ctypes.data, masks.nbytes)
+        else:
+            if self._executor is None:
+                self._executor = llguidance.LLExecutor()
+            pairs = [(matcher.native, row) for row, matcher in enumerate(matchers)]
+            self._executor.unsafe_compute_mask_ptr(pairs, masks.ctypes.data, self._num_words * 4, len(matchers))
+        word, bit = divmod(self._end_column, 32)
+        ends = (masks[:, word] >> bit) & 1
+        text = masks[:, : self._columns.num_words] & self._text
+        return list(text), [bool(end) for end in ends]
+
+    def close(self) -> None:
+        """Ends the threads, when they have done what they are at."""
+        self._compilers.shutdown(wait=False, cancel_futures=True)
+
+    def _compile(self, grammar: Grammar) -> Matcher:
+        tokenizer = self._load()
+        try:
+            written = _WRITERS[grammar.kind](grammar.source)
+        except ValueError as error:
+            raise GrammarError(_shown(str(error))) from None
+        matcher = Matcher(llguidance.LLMatcher(tokenizer, written, log_level=0, limits=_LIMITS))
+        matcher.check()
+        # What can't give a first mask can't be used, and it is better said now.
+        matcher.native.compute_bitmask()
+        matcher.check()
+        return matcher
+
+    def _load(self) -> llguidance.LLTokenizer:
+        with self._loading:
+            if self._tokenizer is None:
+                self._tokenizer = self._build_tokenizer()
+            return self._tokenizer
+
+    def _build_tokenizer(self) -> llguidance.LLTokenizer:
+        table, token_ids = load_token_table(), self._columns.token_ids
+        columns = {
+            table.blob[table.offsets[token_id] : table.offsets[token_id + 1]]: column
+            for column, token_id in enumerate(token_ids)
+            if token_id < NUM_TEXT_TOKENS
+        }
+        end = len(token_ids)
+        for byte in map(int.to_bytes, range(256)):
+            if byte not in columns:
+                columns[byte] = end
+                end += 1
+        self._end_column, self._num_words = end, -(-(end + 1) // 32)
+        tokenizer: llguidance.LLTokenizer = llguidance.LLTokenizer.from_tiktoken(  # type: ignore[attr-defined]
+            encoder=columns,
+            special_tokens={_END: end},
+            pattern=SPLIT_PATTERN,
+            eos_token=end,
+            n_vocab=end + 1,
+            slices=llguidance.LLTokenizer.json_slices(),
+        )
+        return tokenizer
+
+
+def _write_json_schema(source: str) -> str:
+    # The compiler takes whatever is no schema at all for one that allows everything.
+    if not isinstance(json.loads(source), dict | bool):
+        raise ValueError("a JSON schema is an object or a boolean")
+    return llguidance.LLMatcher.grammar_from_json_schema(source, overrides=_JSON_OPTIONS)
+
+
+_WRITERS: dict[GrammarKind, Callable[[str], str]] = {
+    GrammarKind.JSON_SCHEMA: _write_json_schema,
+    GrammarKind.REGEX: llguidance.LLMatcher.grammar_from_regex,
+    GrammarKind.LARK: llguidance.LLMatcher.grammar_from_lark,
+}
+
+
+def _shown(message: str) -> str:
+    """The first line of what llguidance says."""
+    line = message.strip().partition("\n")[0].strip().rstrip(":")
+    return line if len(line) <= _MAX_MESSAGE_LENGTH else f"{line[:_MAX_MESSAGE_LENGTH]}…"

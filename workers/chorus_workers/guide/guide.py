@@ -1,0 +1,194 @@
+"""Follows an answer through its messages.
+
+Between two messages and in headers, and in bodies that have a grammar, only what fits may be drawn. In other bodies
+anything may, and no mask is made: that costs nothing. Two things are noticed there after the fact: that the body ended,
+and a stop token that would end the answer where it must not end, in the middle of the reasoning, say. Such a token is
+drawn again.
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+from chorus_vocabulary import CHANNEL, END, START, STOP_TOKEN_IDS
+from chorus_workers.guide.columns import Columns, TokenMask
+from chorus_workers.guide.grammars import GrammarError, Grammars, Matcher
+from chorus_workers.guide.headers import HeaderNode, build_tree, prepend
+from chorus_workers.guide.spec import Grammar, GuidedMessage, GuideSpec
+
+
+class Constraint(StrEnum):
+    """What a mask is for; interventions are counted by it."""
+
+    HEADER = "header"
+    GRAMMAR = "grammar"
+    # The body of reasoning has to end.
+    REASONING_BUDGET = "reasoning_budget"
+    # The answer must not end here.
+    EARLY_STOP = "early_stop"
+
+
+class Guide:
+    """One answer's. Tokens are to be given to `advance` in order, each after its mask, if one was made."""
+
+    __slots__ = (
+        "_closings",
+        "_columns",
+        "_left",
+        "_matcher",
+        "_matchers",
+        "_may_not_stop",
+        "_message",
+        "_node",
+        "_openings",
+        "_roots",
+    )
+
+    def __init__(self, spec: GuideSpec, columns: Columns, matchers: Mapping[Grammar, Matcher]) -> None:
+        """matchers: of all the spec's grammars, at their beginnings. Errors: GrammarError, where the model's vocabulary
+        can't write any header."""
+        self._columns = columns
+        self._matchers = matchers
+        # Tokens of reasoning that are left.
+        self._left = spec.max_reasoning_tokens
+        # Headers of all messages, and of those that are no reasoning, for when none of it is left.
+        answers = [message for message in spec.messages if not message.is_reasoning]
+        self._roots = (build_tree(spec.messages, columns), build_tree(answers, columns))
+        if not self._root.children:
+            raise GrammarError("the model's vocabulary can't write any of the headers")
+        self._openings = (prepend(spec.opening, self._roots[0]), prepend(spec.opening, self._roots[1]))
+        # Where a header is being written; None in a body.
+        self._node: HeaderNode | None = self._root
+        # Stop tokens that may come instead of another message.
+        self._closings: frozenset[int] = frozenset()
+        self._message: GuidedMessage | None = None
+        self._matcher: Matcher | None = None
+        # Whether a token that would have ended the answer was refused: the next draw is at its place.
+        self._may_not_stop = False
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What limits the next draw; None if nothing does."""
+        if self._node is not None:
+            return Constraint.HEADER
+        if self._matcher is not None:
+            return Constraint.GRAMMAR
+        if self._is_reasoning and self._left == 0:
+            return Constraint.REASONING_BUDGET
+        return Constraint.EARLY_STOP if self._may_not_stop else None
+
+    @property
+    def matcher(self) -> Matcher | None:
+        """Of the body that is being written, if that has a grammar: `masks` needs its mask."""
+        return self._matcher
+
+    def advance(self, token_id: int) -> bool:
+        """Takes in a token. False: it must not come here, and is to be drawn again, by the next mask.
+
+        Errors: GrammarError, after which the guide is of no use.
+        """
+        if self._node is not None:
+            self._read_header(token_id)
+            return True
+        message = self._message
+        assert message is not None
+        if token_id in message.end_token_ids or token_id == END:
+            self._end(message)
+        elif token_id in STOP_TOKEN_IDS:
+            self._may_not_stop = True
+            return False
+        elif self._matcher is not None:
+            self._consume(token_id)
+        else:
+            self._read_body(token_id)
+        self._may_not_stop = False
+        return True
+
+    def plain_mask(self) -> TokenMask | None:
+        """What may be drawn next; None: anything. Not for a body with a grammar. Not to be changed."""
+        if self._node is not None:
+            mask = self._node.mask(self._columns)
+            if self._closings:
+                mask = mask.copy()
+                self._columns.add(mask, self._closings)
+            return mask
+        assert self._message is not None
+        if self._is_reasoning and self._left == 0:
+            return self._columns.only(self._message.end_token_ids)
+        if self._may_not_stop:
+            return self._columns.all_but(set(STOP_TOKEN_IDS) - self._message.end_token_ids)
+        return None
+
+    def grammar_mask(self, text: TokenMask, *, may_end: bool) -> TokenMask:
+        """The same for a body with a grammar. text: tokens that the grammar allows, which is changed; may_end: whether
+        it allows the end."""
+        assert self._message is not None
+        if may_end:
+            self._columns.add(text, self._message.end_token_ids)
+        return text
+
+    @property
+    def _root(self) -> HeaderNode:
+        return self._roots[self._left == 0]
+
+    @property
+    def _opening(self) -> HeaderNode:
+        return self._openings[self._left == 0]
+
+    @property
+    def _is_reasoning(self) -> bool:
+        return self._message is not None and self._message.is_reasoning
+
+    def _read_header(self, token_id: int) -> None:
+        assert self._node is not None
+        node = self._node.children.get(token_id)
+        self._closings = frozenset()
+        if node is None:
+            # The end of an answer that may end here; or one that an earlier worker drew without a guide.
+            if token_id not in STOP_TOKEN_IDS:
+                raise GrammarError("the answer so far doesn't follow its guide")
+            return
+        self._node = node
+        if node.message is not None:
+            self._node, self._message = None, node.message
+            grammar = node.message.grammar
+            self._matcher = None if grammar is None else self._matchers[grammar].copy()
+
+    def _read_body(self, token_id: int) -> None:
+        """In a body of anything; there a header may begin although nothing ended the body."""
+        node = self._opening if token_id == START else self._root if token_id == CHANNEL else None
+        if node is not None and (child := node.children.get(token_id)) is not None:
+            self._node, self._message = child, None
+        elif self._left and self._is_reasoning:
+            self._left -= 1
+
+    def _consume(self, token_id: int) -> None:
+        assert self._matcher is not None
+        column = self._columns.column(token_id)
+        if column is None:
+            raise GrammarError("the answer holds a token that the model doesn't have")
+        self._matcher.consume(column)
+
+    def _end(self, message: GuidedMessage) -> None:
+        self._node, self._message, self._matcher = self._opening, None, None
+        self._closings = message.end_token_ids - {END}
+
+
+def make_masks(guides: Sequence[Guide], grammars: Grammars) -> list[TokenMask | GrammarError | None]:
+    """What may be drawn next in each answer; None: anything; or why it can't go on. Those with a grammar are computed
+    side by side."""
+    masks: list[TokenMask | GrammarError | None] = [None] * len(guides)
+    in_grammar: list[tuple[int, Matcher]] = []
+    for i, guide in enumerate(guides):
+        if guide.matcher is None:
+            masks[i] = guide.plain_mask()
+        else:
+            in_grammar.append((i, guide.matcher))
+    if in_grammar:
+        texts, ends = grammars.masks([matcher for _, matcher in in_grammar])
+        for (i, matcher), text, may_end in zip(in_grammar, texts, ends, strict=True):
+            try:
+                matcher.check()
+                masks[i] = guides[i].grammar_mask(text, may_end=may_end)
+            except GrammarError as error:
+                masks[i] = error
+    return masks
