@@ -1,6 +1,6 @@
 """Speed of one engine without a cluster around it: time per output token, throughput, prefill.
 
-usage: PYTHONPATH=workers:kernels:vocabulary:. python benchmarks/engine.py --model DIR [--runner triton] [--points JSON]
+usage: PYTHONPATH=workers:kernels:vocabulary:. python -m benchmarks.engine --model DIR [--runner triton] [--points JSON]
        [--kv-cache-dtype fp8_e4m3] [--note N]
 
 A point is [batch size, input tokens, output tokens]: so many requests of random tokens arrive at once, and are drawn
@@ -18,10 +18,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from results import append, environment
+from benchmarks.results import append, environment
 
 from chorus_workers.engine.engine import Engine
 from chorus_workers.engine.request import GenerationRequest
+from chorus_workers.guide.spec import GuideSpec
 from chorus_workers.runner.config import RunnerConfig
 from chorus_workers.runner.factory import create_runner
 from chorus_workers.sampling_params import SamplingParams
@@ -43,11 +44,16 @@ MAX_PASSES = 6
 Point = Sequence[int]
 
 
-def generate(engine: Engine, prompts: Sequence[Sequence[int]], num_tokens: int) -> float:
+def generate(
+    engine: Engine, prompts: Sequence[Sequence[int]], num_tokens: int, guide: GuideSpec | None = None
+) -> float:
     """Seconds until every prompt has its tokens. Errors: RuntimeError, if one has not."""
     begin = time.perf_counter()
     for index, prompt in enumerate(prompts):
-        engine.add(GenerationRequest(str(index), prompt, SamplingParams(temperature=1.0, seed=index), num_tokens))
+        params = SamplingParams(temperature=1.0, seed=index)
+        engine.add(GenerationRequest(str(index), prompt, params, num_tokens, guide=guide))
+    while engine.guides.num_waiting and not engine.guides.has_news:
+        time.sleep(0.001)
     num_drawn = 0
     while engine.has_requests:
         output = engine.step()

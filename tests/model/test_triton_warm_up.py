@@ -13,6 +13,7 @@ import torch
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.launches import compiled_variants
 
+from chorus_workers.guide.columns import Columns
 from chorus_workers.model.checkpoint import load_model_as
 from chorus_workers.model.config import read_config
 from chorus_workers.runner.base import Batch, RunnerInfo, SampleRequest, SequenceChunk
@@ -77,7 +78,7 @@ def warm(runner: TritonRunner) -> None:
     warm_up(runner, runner._transformer.model.config)
 
 
-def random_batch(source: random.Random, info: RunnerInfo) -> Batch:
+def random_batch(source: random.Random, info: RunnerInfo, vocab_size: int) -> Batch:
     """Decode and prefill in any mixture, as far as max_batched_tokens goes."""
     chunks, left = [], info.max_batched_tokens
     most_chunks = source.choice((1, 2, 8, info.num_slots))
@@ -95,6 +96,8 @@ def random_batch(source: random.Random, info: RunnerInfo) -> Batch:
         if source.random() < 0.8:
             known = [7] * (start + num_tokens)
             chunk.sample = SampleRequest(source.choice(SAMPLINGS), known, len(known) // 2, len(known))
+            if source.random() < 0.3:
+                chunk.sample.mask = Columns(None, vocab_size).only(range(5, 50))
         if snapshot < info.num_snapshots and source.random() < 0.3:
             chunk.restore = snapshot
             chunk.saves = [(start + num_tokens, snapshot)] if num_tokens > 1 or chunk.sample is None else ()
@@ -103,12 +106,12 @@ def random_batch(source: random.Random, info: RunnerInfo) -> Batch:
 
 
 def check_nothing_is_compiled(runner: TritonRunner, num_batches: int) -> None:
-    source = random.Random(0)
+    source, vocab_size = random.Random(0), runner._transformer.model.config.vocab_size
     with compiled_variants() as before:
         warm(runner)
     with compiled_variants() as after:
         for _ in range(num_batches):
-            runner.run(random_batch(source, runner.info))
+            runner.run(random_batch(source, runner.info, vocab_size))
     assert after - before == set()
 
 
@@ -182,7 +185,7 @@ def test_the_steps_stay_within_what_a_runner_holds(tmp_path: Path) -> None:
     config = read_config(write_checkpoint(tmp_path, SHAPE))
     for info in (INFO, replace(INFO, num_slots=1, max_model_len=2, max_batched_tokens=1, num_blocks=1)):
         sizes = set()
-        for batch in warm_up_batches(config, info):
+        for batch in warm_up_batches(config, info, config.vocab_size):
             assert len({chunk.slot for chunk in batch.chunks}) == len(batch.chunks) <= info.num_slots
             for chunk in batch.chunks:
                 end = chunk.start + len(chunk.token_ids)

@@ -174,8 +174,7 @@ class Guide:
 
 
 def make_masks(guides: Sequence[Guide], grammars: Grammars) -> list[TokenMask | GrammarError | None]:
-    """What may be drawn next in each answer; None: anything; or why it can't go on. Those with a grammar are computed
-    side by side."""
+    """What may be drawn next in each answer; None: anything; or why it can't go on."""
     masks: list[TokenMask | GrammarError | None] = [None] * len(guides)
     in_grammar: list[tuple[int, Matcher]] = []
     for i, guide in enumerate(guides):

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -13,13 +12,13 @@ from chorus_kernels.sampling.op import (
     LatestTokens,
     LogitBias,
     Penalties,
-    TokenMask,
     apply_bias_and_penalties,
     sample,
     top_logprobs,
 )
 from chorus_workers.model.weights import Vocabulary
 from chorus_workers.runner.base import SampledToken, SampleRequest
+from chorus_workers.runner.triton.masks import MaskUpload
 from chorus_workers.runner.triton.transfer import Download, Sent, Upload
 from chorus_workers.sampling_params import SamplingParams
 
@@ -85,6 +84,7 @@ class DeviceSampler:
         # The kernels' default, that column i is token i, is a plain vocabulary.
         self._token_ids = None if vocabulary.logit_rows is None else vocabulary.token_ids.to(device)
         self._counts = torch.empty(0, 0, dtype=torch.int32, device=device)
+        self._masks = MaskUpload(device)
 
     def prepare(self, upload: Upload, requests: Sequence[SampleRequest]) -> DrawNumbers:
         """Adds to an upload what is known early of a draw of one token for each request."""
@@ -116,7 +116,7 @@ class DeviceSampler:
     ) -> PendingDraw:
         """Begins to draw. logits: float32 [S, N] over the vocabulary's rows; changed in place. sent: of the upload;
         latest: gets the tokens, too."""
-        penalties, mask = self._late(requests, logits.shape[1])
+        penalties, mask = self._penalties(requests, logits.shape[1]), self._masks.send(requests)
         bias = LogitBias(**sent.named(draw.bias)) if draw.bias else None
         apply_bias_and_penalties(logits, bias, penalties)
         drawn = sample(
@@ -135,27 +135,15 @@ class DeviceSampler:
             sent_back += [chosen, self._to_ids(top), values]
         return PendingDraw(draw.num_logprobs, Download(sent_back), masked=mask is not None)
 
-    def _late(self, requests: Sequence[SampleRequest], num_columns: int) -> tuple[Penalties | None, TokenMask | None]:
-        """What depends on the last token before a draw: sent by itself, if there is any."""
+    def _penalties(self, requests: Sequence[SampleRequest], num_columns: int) -> Penalties | None:
+        """They depend on the last token before a draw, and are sent by themselves; None, if there are none."""
         upload = Upload()
-        penalties, mask = self._add_penalties(upload, requests), self._add_mask(upload, requests)
-        if not penalties and not mask:
-            return None, None
-        sent = upload.to(self._device)
+        numbers = self._add_penalties(upload, requests)
+        if not numbers:
+            return None
         num_penalised = sum(request.params.has_penalties for request in requests)
-        return (
-            Penalties(**sent.named(penalties), counts=self._zeros(num_penalised, num_columns)) if penalties else None,
-            TokenMask(**sent.named(mask)) if mask else None,
-        )
-
-    def _add_mask(self, upload: Upload, requests: Sequence[SampleRequest]) -> dict[str, int]:
-        """The numbers of the arrays that are TokenMask's fields; none, if there are no masks."""
-        masks = [request.mask for request in requests if request.mask is not None]
-        if not masks:
-            return {}
-        numbers = accumulate((request.mask is not None for request in requests), initial=0)
-        rows = [number if request.mask is not None else -1 for number, request in zip(numbers, requests, strict=False)]
-        return {"words": upload.add(np.stack(masks)), "rows": upload.add(rows)}
+        sent = upload.to(self._device)
+        return Penalties(**sent.named(numbers), counts=self._zeros(num_penalised, num_columns))
 
     def _add_bias(self, upload: Upload, params: Sequence[SamplingParams]) -> dict[str, int]:
         """The numbers of the arrays that are LogitBias's fields; none, if there is no bias."""

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from chorus_kernels.attention.tiles import DecodeTiles, decode_tiles, power_of_two
 from chorus_workers.model.config import ModelConfig
 from chorus_workers.runner.base import Batch, Runner, RunnerInfo, SampleRequest, SequenceChunk
@@ -26,15 +28,16 @@ _EVERYTHING = replace(
 def warm_up(runner: Runner, config: ModelConfig) -> None:
     """Runs the steps. They write to the KV memory, which must not be in use yet."""
     begin = time.monotonic()
-    batches = list(warm_up_batches(config, runner.info))
+    num_columns = config.vocab_size if runner.token_ids is None else len(runner.token_ids)
+    batches = list(warm_up_batches(config, runner.info, num_columns))
     for batch in batches:
         runner.run(batch)
     logger.info("warmed up in %.1f s, with %d steps", time.monotonic() - begin, len(batches))
 
 
-def warm_up_batches(config: ModelConfig, info: RunnerInfo) -> Iterator[Batch]:
+def warm_up_batches(config: ModelConfig, info: RunnerInfo, num_columns: int) -> Iterator[Batch]:
     """The steps, those of prefill first and the largest of them at once, so that it is known early whether memory will
-    do. What a step mixes doesn't matter: kernels don't know of their neighbours."""
+    do. What a step mixes doesn't matter: kernels don't know of their neighbours. num_columns: of the logits."""
     for num_tokens in reversed(_token_counts(info)):
         yield Batch(_prefill(num_tokens, info))
     # In the batch-invariant mode all decode divides its keys as the graphs' steps do.
@@ -42,8 +45,10 @@ def warm_up_batches(config: ModelConfig, info: RunnerInfo) -> Iterator[Batch]:
         for num_sequences, length in _decode_shapes(config, info):
             yield Batch([_chunk(slot, length - 1, 1, info) for slot in range(num_sequences)])
     for params in (_PLAIN, _EVERYTHING):
-        chunk = _chunk(0, 0, 2, info)
-        yield Batch([replace(chunk, sample=SampleRequest(params, chunk.token_ids, num_prompt_tokens=2, position=2))])
+        for mask in (None, np.full(-(-num_columns // 32), -1, np.int32)):
+            chunk = _chunk(0, 0, 2, info)
+            sample = SampleRequest(params, chunk.token_ids, num_prompt_tokens=2, position=2, mask=mask)
+            yield Batch([replace(chunk, sample=sample)])
 
 
 def _token_counts(info: RunnerInfo) -> list[int]:
