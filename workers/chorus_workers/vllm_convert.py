@@ -8,10 +8,9 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from chorus_protos.v1 import engine_pb2
 from chorus_protos.vllm import vllm_engine_pb2
+from chorus_vocabulary import STOP_TOKEN_IDS
 from chorus_workers.engine.request import Refusal, RefusalReason, Refused
 
-# <|return|>, <|endoftext|> and <|call|>: gpt-oss's generation ends with these, as its generation_config.json says.
-EOS_TOKEN_IDS: Final = (200002, 199999, 200012)
 _SAMPLING: Final = "sampling_params"
 _NO_TOKENIZER: Final = "is not served: a worker has no tokenizer"
 _TEXT_ONLY: Final = "is not served: gpt-oss reads text alone"
@@ -159,7 +158,7 @@ def _sampling(params: vllm_engine_pb2.SamplingParams) -> engine_pb2.SamplingPara
         repetition_penalty=params.repetition_penalty or None,
         seed=params.seed % 2**64 if params.HasField("seed") else None,
         logit_bias=dict(params.logit_bias),
-        stop_token_ids=[*params.stop_token_ids, *(() if params.ignore_eos else EOS_TOKEN_IDS)],
+        stop_token_ids=[*params.stop_token_ids, *(() if params.ignore_eos else STOP_TOKEN_IDS)],
         logprobs=params.logprobs if params.HasField("logprobs") else None,
     )
 

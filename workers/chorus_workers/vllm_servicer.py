@@ -15,16 +15,15 @@ import grpc
 
 from chorus_protos.v1 import engine_pb2
 from chorus_protos.vllm import vllm_engine_pb2, vllm_engine_pb2_grpc
+from chorus_vocabulary import ENDOFTEXT, START_OF_TEXT, STOP_TOKEN_IDS
 from chorus_workers import convert
 from chorus_workers.config import WorkerConfig
 from chorus_workers.engine.request import Refused
 from chorus_workers.engine.stream import EngineDeadError
 from chorus_workers.servicer import Context, TokenService, abort_refused, answer
-from chorus_workers.vllm_convert import EOS_TOKEN_IDS, AnswerWriter, refusal_to_vllm, request_from_vllm
+from chorus_workers.vllm_convert import AnswerWriter, refusal_to_vllm, request_from_vllm
 
 SERVICE_NAME = vllm_engine_pb2.DESCRIPTOR.services_by_name["VllmEngine"].full_name
-# gpt-oss's vocabulary has them so: <|endoftext|> pads, <|startoftext|> begins.
-_PAD_TOKEN_ID, _BOS_TOKEN_ID = 199999, 199998
 _SERVER_TYPE = "vllm-grpc"
 _FAILURES = {
     engine_pb2.FINISH_REASON_DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -84,13 +83,13 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):
             max_context_length=info.max_model_len,
             vocab_size=info.vocab_size,
             served_model_name=info.model,
-            # Checkpoints come with their tokenizer; the demo model has none of its own.
-            tokenizer_path=path if Path(path).is_dir() else "",
+            # Most checkpoints come with a tokenizer; the demo model has none of its own.
+            tokenizer_path=path if (Path(path) / "tokenizer.json").is_file() else "",
             model_type="gpt_oss",
             architectures=["GptOssForCausalLM"],
-            eos_token_ids=EOS_TOKEN_IDS,
-            pad_token_id=_PAD_TOKEN_ID,
-            bos_token_id=_BOS_TOKEN_ID,
+            eos_token_ids=STOP_TOKEN_IDS,
+            pad_token_id=ENDOFTEXT,
+            bos_token_id=START_OF_TEXT,
             max_req_input_len=info.max_model_len,
         )
 

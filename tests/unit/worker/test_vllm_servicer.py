@@ -232,8 +232,9 @@ def test_every_sampling_parameter_arrives() -> None:
 
 
 async def test_a_full_queue_is_resource_exhausted(stub: Any) -> None:
-    running, waiting = stub.Generate(endless("a")), stub.Generate(endless("b"))
+    running = stub.Generate(endless("a"))
     await running.read()
+    waiting = stub.Generate(endless("b"))
     async with asyncio.timeout(5):
         while (await stub.GetLoads(theirs.GetLoadsRequest())).loads[0].num_waiting_reqs == 0:
             await asyncio.sleep(0.01)
