@@ -151,7 +151,7 @@ def _choice(completion: Completion) -> chat_pb2.ChatChoice:
             ],
         ),
         finish_reason=_FINISH_REASONS[completion.finished.reason],
-        logprobs=map(_logprob, completion.logprobs),
+        logprobs=map(logprob_to_pb, completion.logprobs),
     )
 
 
@@ -165,7 +165,7 @@ def deltas_to_pb(events: Iterable[ev.Event], choice: int | None = None) -> list[
         if isinstance(event, ev.Answer):
             if event.text:
                 deltas.append(chat_pb2.ChatDelta(content=event.text))
-            deltas += [chat_pb2.ChatDelta(logprob=_logprob(entry)) for entry in event.logprobs]
+            deltas += [chat_pb2.ChatDelta(logprob=logprob_to_pb(entry)) for entry in event.logprobs]
         elif isinstance(event, ev.Reasoning):
             deltas.append(chat_pb2.ChatDelta(reasoning=event.text))
         elif isinstance(event, ev.ToolCallArguments):
@@ -194,7 +194,7 @@ def usage_to_pb(usage: ev.Usage) -> chat_pb2.Usage:
     )
 
 
-def _logprob(entry: ev.Logprob) -> chat_pb2.ContentLogprob:
+def logprob_to_pb(entry: ev.Logprob) -> chat_pb2.ContentLogprob:
     return chat_pb2.ContentLogprob(sampled=_candidate(entry.sampled), top=map(_candidate, entry.top))
 
 

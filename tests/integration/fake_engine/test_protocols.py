@@ -69,7 +69,7 @@ def test_grpc_answers_at_once_and_as_a_stream(fake_cluster: Cluster) -> None:
 def test_health_is_served_as_grpc_tools_expect(fake_cluster: Cluster) -> None:
     with fake_cluster.channel() as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        for service in ("", "chorus.v1.ChatService"):
+        for service in ("", "chorus.v1.ChatService", "chorus.v1.CompletionService"):
             response = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
             assert response.status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError) as caught:
@@ -83,10 +83,17 @@ def test_health_is_served_as_grpc_tools_expect(fake_cluster: Cluster) -> None:
 def test_reflection_describes_the_services(fake_cluster: Cluster) -> None:
     with fake_cluster.channel() as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
-        assert {"chorus.v1.ChatService", "grpc.health.v1.Health"} <= set(database.get_services())
-        file = database.FindFileContainingSymbol("chorus.v1.ChatService")
-        methods = {method.name for service in file.service for method in service.method}
-        assert methods == {"CreateChatCompletion", "StreamChatCompletion", "ListModels", "Tokenize", "Detokenize"}
+        methods = {
+            "ChatService": {
+                *("CreateChatCompletion", "StreamChatCompletion", "ListModels", "GetModel", "Tokenize", "Detokenize")
+            },
+            "CompletionService": {"CreateCompletion", "StreamCompletion"},
+        }
+        services = {f"chorus.v1.{name}" for name in methods} | {"grpc.health.v1.Health"}
+        assert services <= set(database.get_services())
+        for name, expected in methods.items():
+            file = database.FindFileContainingSymbol(f"chorus.v1.{name}")
+            assert {method.name for service in file.service for method in service.method} == expected
 
 
 def test_metrics_of_any_gateway_show_every_replica(fake_cluster: Cluster) -> None:
