@@ -33,6 +33,10 @@ class HealthMethods:
             return health_pb2.HealthCheckResponse()
         return health_pb2.HealthCheckResponse(status=await self._status())
 
+    async def List(self, request: health_pb2.HealthListRequest) -> health_pb2.HealthListResponse:
+        status = health_pb2.HealthCheckResponse(status=await self._status())
+        return health_pb2.HealthListResponse(statuses=dict.fromkeys(SERVICES, status))
+
     async def Watch(self, request: health_pb2.HealthCheckRequest) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """The status now, and again whenever it changes. A service that isn't here is SERVICE_UNKNOWN."""
         last: int | None = None

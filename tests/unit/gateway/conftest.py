@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import inspect
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,6 +13,7 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.chat import ANSWER, encode
 
 from chorus_cluster.gateway.chat import ChatService
@@ -19,6 +21,7 @@ from chorus_cluster.gateway.grpc_call import GrpcMethods
 from chorus_cluster.gateway.grpc_completions import GrpcCompletionMethods
 from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
 from chorus_cluster.gateway.grpc_service import add_chat_service, add_completion_service
+from chorus_cluster.gateway.health import HealthMethods
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import chat_pb2, chat_pb2_grpc, completion_pb2, completion_pb2_grpc
@@ -26,6 +29,7 @@ from chorus_protos.v1 import chat_pb2, chat_pb2_grpc, completion_pb2, completion
 _SERVICES = (
     chat_pb2.DESCRIPTOR.services_by_name["ChatService"],
     completion_pb2.DESCRIPTOR.services_by_name["CompletionService"],
+    health_pb2.DESCRIPTOR.services_by_name["Health"],
 )
 
 
@@ -67,7 +71,7 @@ async def server_url(app: FastAPI) -> AsyncIterator[str]:
     await serving
 
 
-class GatewayMethods(GrpcChatMethods, GrpcCompletionMethods):
+class GatewayMethods(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
     """All gRPC methods, as a gateway replica has them."""
 
 
@@ -83,32 +87,45 @@ class _Servicer:
 
 def _unary(handler: Callable[..., Any]) -> Callable[..., Any]:
     async def call(request: Any, context: Any) -> Any:
-        return await handler(request, grpc_context=context)
+        return await _ask(handler, request, context)
 
     return call
 
 
 def _streaming(handler: Callable[..., Any]) -> Callable[..., Any]:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        async with contextlib.aclosing(handler(request, grpc_context=context)) as chunks:
+        async with contextlib.aclosing(_ask(handler, request, context)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     return call
 
 
+def _ask(handler: Callable[..., Any], request: Any, context: Any) -> Any:
+    takes_context = "grpc_context" in inspect.signature(handler).parameters
+    return handler(request, grpc_context=context) if takes_context else handler(request)
+
+
+@contextlib.asynccontextmanager
+async def grpc_server(methods: GrpcMethods, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[str]:
+    """A server of these methods; its host:port."""
+    server = grpc.aio.server()
+    servicer: Any = _Servicer(methods)
+    add_chat_service(servicer, server)
+    add_completion_service(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    where = "127.0.0.1:0"
+    port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
 @contextlib.asynccontextmanager
 async def serve_grpc(methods: GrpcMethods) -> AsyncIterator[grpc.aio.Channel]:
     """A server of these methods, and a way to it."""
-    server = grpc.aio.server()
-    servicer = _Servicer(methods)
-    add_chat_service(servicer, server)
-    add_completion_service(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with grpc_server(methods) as address, grpc.aio.insecure_channel(address) as channel:
         yield channel
-    await server.stop(None)
 
 
 @pytest.fixture
