@@ -8,7 +8,7 @@ from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.choices import close_all, merged, together, total_of_prompts
 from chorus_cluster.gateway.completion import Completion, collect
 from chorus_cluster.gateway.grpc_call import Call, GrpcContext, GrpcMethods
-from chorus_cluster.gateway.grpc_models import logprob_to_pb, usage_to_pb
+from chorus_cluster.gateway.grpc_models import logprob_to_pb, sampling_from_pb, usage_to_pb
 from chorus_cluster.gateway.grpc_service import Malformed
 from chorus_cluster.gateway.request import DEFAULT_TEXT_TOKENS, TextRequest
 from chorus_cluster.gateway.stream import ChatStream
@@ -72,19 +72,9 @@ def text_request_from_pb(pb: completion_pb2.CompletionRequest) -> TextRequest:
         with_markup=pb.HasField("skip_special_tokens") and not pb.skip_special_tokens,
         max_tokens=pb.max_tokens if pb.HasField("max_tokens") else DEFAULT_TEXT_TOKENS,
         max_tokens_field="max_tokens",
-        temperature=pb.temperature if pb.HasField("temperature") else 1.0,
-        top_p=pb.top_p if pb.HasField("top_p") else 1.0,
-        top_k=pb.top_k,
-        min_p=pb.min_p,
-        frequency_penalty=pb.frequency_penalty,
-        presence_penalty=pb.presence_penalty,
-        repetition_penalty=pb.repetition_penalty if pb.HasField("repetition_penalty") else 1.0,
-        seed=pb.seed if pb.HasField("seed") else None,
-        logit_bias=dict(pb.logit_bias),
-        stop=tuple(pb.stop),
-        n=pb.n if pb.HasField("n") else 1,
         top_logprobs=pb.logprobs if pb.HasField("logprobs") else None,
         top_logprobs_field="logprobs",
+        **sampling_from_pb(pb),
     )
 
 

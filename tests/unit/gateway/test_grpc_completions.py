@@ -81,7 +81,14 @@ async def test_it_asks_the_engine_what_http_asks(
 ) -> None:
     fields = {
         **{"temperature": 0.5, "top_p": 0.25, "top_k": 4, "min_p": 0.5, "frequency_penalty": 1.0, "n": 2},
-        **{"presence_penalty": -1.0, "repetition_penalty": 1.5, "seed": -5, "max_tokens": 9, "logprobs": 2},
+        **{
+            "presence_penalty": -1.0,
+            "repetition_penalty": 1.5,
+            "seed": -5,
+            "max_tokens": 9,
+            "logprobs": 2,
+            "priority": 3,
+        },
     }
     whole = await completion_stub.CreateCompletion(ask(tokens(4, 5), logit_bias={7: 1.5}, stop=["世"], **fields))
     body = {"model": "fake-model", "prompt": [4, 5], "logit_bias": {"7": 1.5}, "stop": "世", **fields}
