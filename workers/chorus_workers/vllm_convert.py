@@ -11,6 +11,7 @@ from chorus_protos.vllm import vllm_engine_pb2
 from chorus_vocabulary import STOP_TOKEN_IDS
 from chorus_workers.engine.request import Refusal, RefusalReason, Refused
 
+MAX_ANSWERS: Final = 128
 _SAMPLING: Final = "sampling_params"
 _NO_TOKENIZER: Final = "is not served: a worker has no tokenizer"
 _TEXT_ONLY: Final = "is not served: gpt-oss reads text alone"
@@ -45,11 +46,33 @@ _FINISH_REASONS: Final = {
 }
 
 
-def request_from_vllm(request: vllm_engine_pb2.GenerateRequest) -> engine_pb2.GenerateRequest:
-    """The same request in our protocol. Its end tokens are stop tokens there, unless it ignores them.
+def requests_from_vllm(request: vllm_engine_pb2.GenerateRequest) -> list[engine_pb2.GenerateRequest]:
+    """The same request in our protocol: one for each of its `n` answers, which draw with seeds that follow each other.
 
     Errors: Refused with INVALID_ARGUMENT, naming a field that would change the answer and isn't served.
     """
+    first = _request(request)
+    num_answers = max(1, request.sampling_params.n)
+    if num_answers > MAX_ANSWERS:
+        _invalid(f"{_SAMPLING}.n", f"must be at most {MAX_ANSWERS}")
+    requests = [first]
+    for index in range(1, num_answers):
+        other = engine_pb2.GenerateRequest()
+        other.CopyFrom(first)
+        other.request_id = answer_id(first.request_id, index)
+        if other.sampling.HasField("seed"):
+            other.sampling.seed = (first.sampling.seed + index) % 2**64
+        requests.append(other)
+    return requests
+
+
+def answer_id(request_id: str, index: int) -> str:
+    """What the request for one of several answers is called here."""
+    return f"{request_id}/{index}" if index else request_id
+
+
+def _request(request: vllm_engine_pb2.GenerateRequest) -> engine_pb2.GenerateRequest:
+    """Of the first answer. The model's end tokens are stop tokens with us, unless the request ignores them."""
     _refuse(request, _REFUSED_FIELDS, "")
     if request.data_parallel_rank:
         _invalid("data_parallel_rank", "must be 0: a worker has one rank")
@@ -79,9 +102,11 @@ def refusal_to_vllm(refusal: engine_pb2.Refusal) -> engine_pb2.Refusal:
 
 
 class AnswerWriter:
-    """Turns one request's responses into vLLM's messages: chunks where a stream was asked for, and the whole answer."""
+    """Turns one answer's responses into vLLM's messages: chunks where a stream was asked for, and the whole answer."""
 
-    def __init__(self, request: vllm_engine_pb2.GenerateRequest) -> None:
+    def __init__(self, request: vllm_engine_pb2.GenerateRequest, index: int) -> None:
+        """`index`: which of the request's answers it is."""
+        self._index = index
         self._stop_token_ids = frozenset(request.sampling_params.stop_token_ids)
         self._num_prompt_tokens = len(request.tokenized.input_ids)
         self._streams = request.stream
@@ -111,6 +136,7 @@ class AnswerWriter:
             completion_tokens=len(response.token_ids),
             cached_tokens=self._num_cached_tokens,
             output_logprobs=self._output_logprobs(response.logprobs),
+            index=self._index,
         )
 
     def _complete(self, reason: engine_pb2.FinishReason.ValueType) -> vllm_engine_pb2.GenerateComplete:
@@ -121,6 +147,7 @@ class AnswerWriter:
             completion_tokens=len(self._token_ids),
             cached_tokens=self._num_cached_tokens,
             output_logprobs=self._output_logprobs(self._logprobs),
+            index=self._index,
         )
         if reason == engine_pb2.FINISH_REASON_STOP and self._token_ids[-1] in self._stop_token_ids:
             complete.matched_token_id = self._token_ids[-1]
@@ -142,8 +169,6 @@ class AnswerWriter:
 
 def _sampling(params: vllm_engine_pb2.SamplingParams) -> engine_pb2.SamplingParams:
     _refuse(params, _REFUSED_SAMPLING, f"{_SAMPLING}.")
-    if params.n > 1:
-        _invalid(f"{_SAMPLING}.n", "must be 1: send a request for each answer")
     if params.logprobs < 0:
         _invalid(f"{_SAMPLING}.logprobs", "must not be negative: the whole vocabulary's are not served")
     if min(params.logit_bias, default=0) < 0:

@@ -6,7 +6,7 @@ alone is INTERNAL, since vLLM's finish reasons have neither.
 
 import datetime
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,9 @@ from chorus_workers import convert
 from chorus_workers.config import WorkerConfig
 from chorus_workers.engine.request import Refused
 from chorus_workers.engine.stream import EngineDeadError
+from chorus_workers.merged import merged
 from chorus_workers.servicer import Context, TokenService, abort_refused, answer
-from chorus_workers.vllm_convert import AnswerWriter, refusal_to_vllm, request_from_vllm
+from chorus_workers.vllm_convert import MAX_ANSWERS, AnswerWriter, answer_id, refusal_to_vllm, requests_from_vllm
 
 SERVICE_NAME = vllm_engine_pb2.DESCRIPTOR.services_by_name["VllmEngine"].full_name
 _SERVER_TYPE = "vllm-grpc"
@@ -46,21 +47,39 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):
     ) -> AsyncIterator[vllm_engine_pb2.GenerateResponse]:
         self._received_at = time.time()
         try:
-            ours = request_from_vllm(request)
+            ours = requests_from_vllm(request)
         except Refused as refused:
             await abort_refused(context, convert.refusal_to_pb(refused.refusal).refusal)
-        writer = AnswerWriter(request)
-        async with aclosing(answer(self._worker, ours, context, name_fields=refusal_to_vllm)) as responses:
-            async for response in responses:
+        writers = [AnswerWriter(request, index) for index in range(len(ours))]
+        async with aclosing(self._answers(ours, context)) as responses:
+            async for index, response in responses:
                 if response.finish_reason in _FAILURES:
                     details = response.error_message or "the request's deadline passed"
                     await context.abort(_FAILURES[response.finish_reason], details)
-                for message in writer.messages(response):
+                for message in writers[index].messages(response):
                     yield message
+
+    async def _answers(
+        self, requests: Sequence[engine_pb2.GenerateRequest], context: Context
+    ) -> AsyncGenerator[tuple[int, engine_pb2.GenerateResponse], None]:
+        """The requests' responses with their indices. The first goes ahead, so that the others find its prompt's KV."""
+        streams = [answer(self._worker, request, context, name_fields=refusal_to_vllm) for request in requests]
+        async with aclosing(streams[0]) as first:
+            async for response in first:
+                yield 0, response
+                if len(streams) > 1:
+                    break
+            if len(streams) > 1:
+                async with aclosing(merged(streams)) as others:
+                    async for numbered in others:
+                        yield numbered
 
     async def Abort(self, request: vllm_engine_pb2.AbortRequest, context: Context) -> vllm_engine_pb2.AbortResponse:
         for request_id in request.request_ids:
-            await self._worker.abort(engine_pb2.AbortRequest(request_id=request_id))
+            # Of however many answers: those that aren't there are no error.
+            for index in range(MAX_ANSWERS):
+                name = answer_id(request_id, index)
+                await self._worker.abort(engine_pb2.AbortRequest(request_id=name))
         return vllm_engine_pb2.AbortResponse()
 
     async def HealthCheck(

@@ -91,7 +91,7 @@ class SamplingParams(_message.Message):
     ignore_eos: _builtins.bool
     """Whether the model's own end tokens don't end the answer; stop_token_ids do all the same."""
     n: _builtins.int
-    """0 stands for 1; more are not served."""
+    """How many answers, at most 128; 0 stands for 1."""
     json_schema: _builtins.str
     regex: _builtins.str
     grammar: _builtins.str
@@ -439,7 +439,7 @@ class GenerateStreamChunk(_message.Message):
     completion_tokens: _builtins.int
     cached_tokens: _builtins.int
     index: _builtins.int
-    """Which of several answers; always 0."""
+    """Which of several answers."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """What came since the last chunk, and how many."""

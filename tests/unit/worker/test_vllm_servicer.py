@@ -17,7 +17,7 @@ from tests.unit.worker.conftest import BODY, PREFIX, STOP, fake_config, start_wo
 from chorus_protos.v1 import engine_pb2
 from chorus_protos.vllm import vllm_engine_pb2
 from chorus_workers.runner.fake import FakeModel
-from chorus_workers.vllm_convert import request_from_vllm
+from chorus_workers.vllm_convert import requests_from_vllm
 from chorus_workers.worker import Worker
 
 theirs = Protocol()
@@ -124,7 +124,7 @@ async def test_a_cached_prompt_is_counted(stub: Any) -> None:
     [
         ({"stop": ["."]}, "stop"),
         ({"min_tokens": 1}, "min_tokens"),
-        ({"n": 2}, "n"),
+        ({"n": 129}, "n"),
         ({"logprobs": -1}, "logprobs"),
         ({"logprobs": 21}, "logprobs"),
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
@@ -180,7 +180,12 @@ async def test_requests_that_are_not_served_are_refused_by_name(stub: Any, field
 
 
 def ours_of(**sampling: Any) -> engine_pb2.GenerateRequest:
-    return request_from_vllm(vllm_engine_pb2.GenerateRequest.FromString(ask(**sampling).SerializeToString()))
+    (request,) = all_ours_of(**sampling)
+    return request
+
+
+def all_ours_of(**sampling: Any) -> list[engine_pb2.GenerateRequest]:
+    return requests_from_vllm(vllm_engine_pb2.GenerateRequest.FromString(ask(**sampling).SerializeToString()))
 
 
 def test_what_is_left_out_takes_the_protocol_s_defaults() -> None:
@@ -231,6 +236,34 @@ def test_every_sampling_parameter_arrives() -> None:
     assert (request.request_id, list(request.prompt_token_ids), request.max_tokens) == ("a", [1, 2, 3], 7)
 
 
+def test_several_answers_draw_with_seeds_of_their_own() -> None:
+    assert [request.sampling.seed for request in all_ours_of(n=3, seed=-2)] == [2**64 - 2, 2**64 - 1, 0]
+    assert not any(request.sampling.HasField("seed") for request in all_ours_of(n=3))
+    assert len({request.request_id for request in all_ours_of(n=3)}) == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_several_answers_are_told_apart_by_their_index(stub: Any, stream: bool) -> None:
+    """One runs and one waits; the first is done before the second begins."""
+    responses = [response async for response in stub.Generate(ask(n=2, stream=stream))]
+    wholes = {response.complete.index: response.complete for response in responses if response.HasField("complete")}
+    assert {index: list(whole.output_ids) for index, whole in wholes.items()} == {
+        index: [*PREFIX, *[BODY] * 8, STOP] for index in range(2)
+    }
+    for index in range(2):
+        chunks = [response.chunk for response in responses if response.HasField("chunk")]
+        token_ids = [token_id for chunk in chunks if chunk.index == index for token_id in chunk.token_ids]
+        assert token_ids == (list(wholes[index].output_ids) if stream else [])
+
+
+async def test_of_several_answers_all_are_admitted_or_the_call_ends(stub: Any) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in stub.Generate(ask(n=5, ignore_eos=True)):
+            pass
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    await wait_until_idle(stub)
+
+
 async def test_a_full_queue_is_resource_exhausted(stub: Any) -> None:
     running = stub.Generate(endless("a"))
     await running.read()
@@ -262,11 +295,14 @@ async def test_the_call_s_deadline_ends_the_request(stub: Any) -> None:
 
 
 async def test_abort_by_ids(stub: Any) -> None:
-    call = stub.Generate(endless("mine"))
+    request = endless("mine")
+    request.sampling_params.n = 2
+    call = stub.Generate(request)
     await anext(aiter(call))
     await stub.Abort(theirs.AbortRequest(request_ids=["never seen", "mine"]))
     responses = [response async for response in call]
-    assert responses[-1].complete.finish_reason == "abort"
+    wholes = [response.complete for response in responses if response.HasField("complete")]
+    assert sorted((whole.index, whole.finish_reason) for whole in wholes) == [(0, "abort"), (1, "abort")]
     await wait_until_idle(stub)
 
 
