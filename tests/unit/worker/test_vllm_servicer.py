@@ -343,6 +343,13 @@ async def test_reflection_has_it(channel: grpc.aio.Channel) -> None:
     assert SERVICE in names
 
 
+async def test_other_methods_of_the_protocol_are_unimplemented(channel: grpc.aio.Channel) -> None:
+    for method in ("Embed", "FlushCache"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(f"/{SERVICE}/{method}")(b"")
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_our_copy_of_the_protocol_is_a_part_of_theirs() -> None:
     """Names, numbers, types and presence of every field."""
     ours = descriptor_pb2.FileDescriptorProto()
