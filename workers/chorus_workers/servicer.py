@@ -7,7 +7,8 @@ Between gateway and worker a refusal is a message; here it is the call's status,
     UNAVAILABLE      → UNAVAILABLE
     DEADLINE         → DEADLINE_EXCEEDED
 
-A call that is cancelled, or past its deadline, ends its request.
+The same is in the trailing metadata `grpc-status-details-bin`, a `google.rpc.Status` as the gateway's, with ErrorInfo,
+BadRequest and RetryInfo. A call that is cancelled, or past its deadline, ends its request.
 """
 
 import time
@@ -16,6 +17,10 @@ from contextlib import aclosing
 from typing import Any, NoReturn, Protocol
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 
 from chorus_protos.v1 import engine_pb2, engine_pb2_grpc
 from chorus_workers.engine.stream import EngineDeadError
@@ -26,6 +31,13 @@ _STATUS = {
     engine_pb2.REFUSAL_REASON_OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     engine_pb2.REFUSAL_REASON_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     engine_pb2.REFUSAL_REASON_DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+# ErrorInfo's reasons: the codes of errors that clients of the gateway know.
+_REASONS = {
+    engine_pb2.REFUSAL_REASON_INVALID_ARGUMENT: "INVALID_VALUE",
+    engine_pb2.REFUSAL_REASON_OVERLOADED: "OVERLOADED",
+    engine_pb2.REFUSAL_REASON_UNAVAILABLE: "UNAVAILABLE",
+    engine_pb2.REFUSAL_REASON_DEADLINE: "DEADLINE_EXCEEDED",
 }
 
 
@@ -92,9 +104,26 @@ async def answer(
 
 async def abort_refused(context: Context, refusal: engine_pb2.Refusal) -> NoReturn:
     """Ends a call with what refused it."""
-    metadata: list[tuple[str, str]] = []
+    metadata: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", _details(refusal))]
     if refusal.field:
         metadata.append(("field", refusal.field))
     if refusal.HasField("retry_after_s"):
         metadata.append(("retry-after-ms", str(round(refusal.retry_after_s * 1000))))
     await context.abort(_STATUS[refusal.reason], refusal.message, tuple(metadata))
+
+
+def _details(refusal: engine_pb2.Refusal) -> bytes:
+    """A serialized `google.rpc.Status`, with the code and message that the call ends with."""
+    status = Status(code=_STATUS[refusal.reason].value[0], message=refusal.message)
+    details: list[Message] = [ErrorInfo(reason=_REASONS[refusal.reason], domain="chorus")]
+    if refusal.field:
+        violation = BadRequest.FieldViolation(field=refusal.field, description=refusal.message)
+        details.append(BadRequest(field_violations=[violation]))
+    if refusal.HasField("retry_after_s"):
+        retry_delay = Duration()
+        retry_delay.FromMilliseconds(round(refusal.retry_after_s * 1000))
+        details.append(RetryInfo(retry_delay=retry_delay))
+    for detail in details:
+        status.details.add().Pack(detail)
+    serialized: bytes = status.SerializeToString()
+    return serialized
