@@ -95,15 +95,15 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):
         self, request: vllm_engine_pb2.GetModelInfoRequest, context: Context
     ) -> vllm_engine_pb2.GetModelInfoResponse:
         info = await self._worker.model_info(engine_pb2.GetModelInfoRequest())
-        path = self._config.model
+        # Gateways load their tokenizer from it; where it has none, as the demo model, they take what they were given.
+        path = self._config.model if (Path(self._config.model) / "tokenizer.json").is_file() else ""
         return vllm_engine_pb2.GetModelInfoResponse(
             model_path=path,
             is_generation=True,
             max_context_length=info.max_model_len,
             vocab_size=info.vocab_size,
             served_model_name=info.model,
-            # Most checkpoints come with a tokenizer; the demo model has none of its own.
-            tokenizer_path=path if (Path(path) / "tokenizer.json").is_file() else "",
+            tokenizer_path=path,
             model_type="gpt_oss",
             architectures=["GptOssForCausalLM"],
             eos_token_ids=STOP_TOKEN_IDS,

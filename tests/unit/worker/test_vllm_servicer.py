@@ -4,7 +4,9 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import grpc
 import pytest
@@ -16,8 +18,10 @@ from tests.unit.worker.conftest import BODY, PREFIX, STOP, fake_config, start_wo
 
 from chorus_protos.v1 import engine_pb2
 from chorus_protos.vllm import vllm_engine_pb2
+from chorus_workers.config import WorkerConfig
 from chorus_workers.runner.fake import FakeModel
 from chorus_workers.vllm_convert import requests_from_vllm
+from chorus_workers.vllm_servicer import VllmEngineServicer
 from chorus_workers.worker import Worker
 
 theirs = Protocol()
@@ -317,6 +321,18 @@ async def test_what_model_and_server_are(worker: Worker, stub: Any) -> None:
     after = await stub.GetServerInfo(theirs.GetServerInfoRequest())
     assert after.last_receive_timestamp == pytest.approx(time.time(), abs=5)
     assert after.uptime_seconds >= before.uptime_seconds >= 0
+
+
+async def test_a_path_is_named_where_a_tokenizer_is(tmp_path: Path) -> None:
+    worker = create_autospec(Worker, instance=True)
+    worker.model_info.return_value = engine_pb2.ModelInfo(model="mine")
+    context = create_autospec(grpc.aio.ServicerContext, instance=True)
+    servicer = VllmEngineServicer(worker, WorkerConfig(model=str(tmp_path)))
+    for tokenizer, path in ((False, ""), (True, str(tmp_path))):
+        if tokenizer:
+            (tmp_path / "tokenizer.json").write_text("{}")
+        info = await servicer.GetModelInfo(vllm_engine_pb2.GetModelInfoRequest(), context)
+        assert (info.served_model_name, info.model_path, info.tokenizer_path) == ("mine", path, path)
 
 
 async def test_a_dead_engine_is_unavailable_and_not_healthy(worker: Worker, channel: Any, stub: Any) -> None:
