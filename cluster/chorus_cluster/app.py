@@ -25,6 +25,7 @@ APP_NAME = "chorus"
 # What Serve's gRPC server must be told of; its reflection then lists them.
 GRPC_SERVICER_FUNCTIONS = [
     "chorus_cluster.gateway.grpc_service.add_chat_service",
+    "chorus_cluster.gateway.grpc_service.add_completion_service",
     "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
 ]
 

@@ -121,7 +121,7 @@ class WorkersConfig:
     max_queued_requests: Count = 128
     # Tokens after the first are sent at most this often.
     merge_interval_s: Amount = 0.02
-    # Port of the worker's own EngineService. 0: any free one. null: off.
+    # Port of the worker's own EngineService and VllmEngine. 0: any free one. null: off.
     grpc_port: Annotated[int, Field(strict=True, ge=0, le=65535)] | None = 0
     # The address it listens on. Nothing authenticates its callers: only for networks that are trusted.
     grpc_host: Text = "127.0.0.1"

@@ -57,6 +57,8 @@ class ChorusError(Exception):
     # The request's field at fault, dotted and with indices as in `messages[0].content`.
     field: str | None = None
     retry_after_s: float | None = None
+    # In a client: what the server's log calls the request, if it said so.
+    request_id: str | None = None
 
     def __init__(self, *args: object) -> None:
         # args are what the class was made from, so that pickling (errors cross process borders) makes an equal one.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GENERATED = ROOT / "protos" / "chorus_protos" / "v1"
+GENERATED = ROOT / "protos" / "chorus_protos"
 
 
 def lower_bounds() -> dict[str, str]:
@@ -26,6 +26,6 @@ def lower_bounds() -> dict[str, str]:
 )
 def test_the_oldest_that_may_be_installed_takes_the_generated_code(package: str, files: str, pattern: str) -> None:
     """It refuses, when it is imported, a library that is older than its generator."""
-    sources = [path.read_text(encoding="utf-8") for path in GENERATED.glob(files)]
+    sources = [path.read_text(encoding="utf-8") for path in GENERATED.rglob(files)]
     versions = {version for source in sources for version in re.findall(pattern, source, re.MULTILINE)}
     assert versions == {lower_bounds()[package]}

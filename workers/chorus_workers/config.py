@@ -40,7 +40,7 @@ class WorkerConfig:
     shard_address: str | None = None
     # A stream's tokens after the first are merged into at most one message in this time, in seconds.
     merge_interval_s: float = 0.02
-    # Port of the worker's own EngineService. None: off. 0: any free one.
+    # Port of the worker's own EngineService and VllmEngine. None: off. 0: any free one.
     grpc_port: int | None = None
     # The address it listens on. It has no authentication: open it to other hosts only where the network is trusted.
     grpc_host: str = "127.0.0.1"

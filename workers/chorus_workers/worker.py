@@ -15,8 +15,8 @@ from chorus_workers.config import FAKE_MODEL_PREFIX, WorkerConfig
 from chorus_workers.engine.client import AsyncEngine
 from chorus_workers.engine.request import Refusal, RefusalReason, Refused
 from chorus_workers.engine.stream import EngineDeadError
+from chorus_workers.grpc_server import EngineServer
 from chorus_workers.metrics import build_registry, push_forever
-from chorus_workers.servicer import EngineServer
 from chorus_workers.shards import ShardGroup
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Worker:
 
     @property
     def grpc_address(self) -> str | None:
-        """host:port of the worker's own EngineService; None if it is off."""
+        """host:port of the worker's own services; None if they are off."""
         return self._server.address if self._server else None
 
     async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncIterator[engine_pb2.GenerateResponse]:
@@ -156,8 +156,8 @@ class Worker:
 
     async def _open_port(self) -> None:
         if self._config.grpc_port is not None:
-            self._server = await EngineServer.start(self, self._config.grpc_host, self._config.grpc_port)
-            logger.info("EngineService listens on %s", self._server.address)
+            self._server = await EngineServer.start(self, self._config)
+            logger.info("EngineService and VllmEngine listen on %s", self._server.address)
 
     def _on_engine_death(self, reason: str) -> None:
         loop = asyncio.get_running_loop()

@@ -158,7 +158,7 @@ def _announce(config: ClusterConfig, answer: str | None, console: Console) -> No
     url = _local_url(config)
     console.print(f"Chorus serves [bold]{escape(config.model.served_name)}[/bold].")
     console.print(f"  HTTP  {url}  (OpenAI API under /v1, its documentation at /docs, metrics at /metrics)")
-    console.print(f"  gRPC  {_connect_host(config)}:{config.grpc.port}  (chorus.v1.ChatService, with reflection)")
+    console.print(f"  gRPC  {_connect_host(config)}:{config.grpc.port}  (chorus.v1, with reflection and health)")
     file = config.auth.keys_file
     console.print(f"  Keys  {file or 'none: whoever reaches it may use it (auth.keys_file)'}", markup=False)
     if answer is None:

@@ -86,6 +86,17 @@ def total(usages: Sequence[ev.Usage]) -> ev.Usage:
     )
 
 
+def total_of_prompts(usages: Sequence[ev.Usage], n: int) -> ev.Usage:
+    """What `n` answers to each of several prompts have used, in the prompts' order: each prompt counts once."""
+    prompts = [total(usages[start : start + n]) for start in range(0, len(usages), n)]
+    return ev.Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
+        completion_tokens=sum(usage.completion_tokens for usage in prompts),
+        cached_tokens=sum(usage.cached_tokens for usage in prompts),
+        reasoning_tokens=0,
+    )
+
+
 async def _end(tasks: Sequence["asyncio.Future[Any]"]) -> None:
     for task in tasks:
         task.cancel()

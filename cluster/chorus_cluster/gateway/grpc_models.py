@@ -1,7 +1,7 @@
 """`chorus.v1` chat messages to and from what the gateway works with."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway import events as ev
@@ -11,7 +11,7 @@ from chorus_cluster.gateway.formats import json_schema_format, parse_structured_
 from chorus_cluster.gateway.parse import parse_json
 from chorus_cluster.gateway.request import ChatRequest, OutputFormat, ToolChoice
 from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
-from chorus_protos.v1 import chat_pb2
+from chorus_protos.v1 import chat_pb2, completion_pb2
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
@@ -37,6 +37,17 @@ _FINISH_REASONS: "dict[ev.FinishReason, chat_pb2.ChatFinishReason.ValueType]" = 
     "length": chat_pb2.CHAT_FINISH_REASON_LENGTH,
     "tool_calls": chat_pb2.CHAT_FINISH_REASON_TOOL_CALLS,
 }
+_OPTIONAL_SAMPLING: Final = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+    "n",
+)
 
 
 def request_from_pb(pb: chat_pb2.ChatCompletionRequest) -> ChatRequest:
@@ -55,23 +66,18 @@ def request_from_pb(pb: chat_pb2.ChatCompletionRequest) -> ChatRequest:
         tool_choice=ToolChoice(_TOOL_CHOICES[pb.tool_choice], tuple(pb.allowed_tools)),
         output_format=_output_format(pb.output_format),
         max_reasoning_tokens=pb.max_reasoning_tokens if pb.HasField("max_reasoning_tokens") else None,
-        priority=pb.priority,
         effort=_EFFORTS[pb.reasoning_effort],
         include_reasoning=pb.include_reasoning if pb.HasField("include_reasoning") else True,
         max_tokens=pb.max_completion_tokens if pb.HasField("max_completion_tokens") else None,
-        temperature=pb.temperature if pb.HasField("temperature") else 1.0,
-        top_p=pb.top_p if pb.HasField("top_p") else 1.0,
-        top_k=pb.top_k,
-        min_p=pb.min_p,
-        frequency_penalty=pb.frequency_penalty,
-        presence_penalty=pb.presence_penalty,
-        repetition_penalty=pb.repetition_penalty if pb.HasField("repetition_penalty") else 1.0,
-        seed=pb.seed if pb.HasField("seed") else None,
-        logit_bias=dict(pb.logit_bias),
-        stop=tuple(pb.stop),
-        n=pb.n if pb.HasField("n") else 1,
         top_logprobs=pb.top_logprobs if pb.HasField("top_logprobs") else None,
+        **sampling_from_pb(pb),
     )
+
+
+def sampling_from_pb(pb: chat_pb2.ChatCompletionRequest | completion_pb2.CompletionRequest) -> dict[str, Any]:
+    """The fields of `Sampling` that both requests spell alike; those that the client left out are left out."""
+    fields = {name: getattr(pb, name) for name in _OPTIONAL_SAMPLING if pb.HasField(name)}
+    return fields | {"logit_bias": dict(pb.logit_bias), "stop": tuple(pb.stop), "priority": pb.priority}
 
 
 def _message(pb: chat_pb2.ChatMessage, index: int) -> Message:
@@ -151,7 +157,7 @@ def _choice(completion: Completion) -> chat_pb2.ChatChoice:
             ],
         ),
         finish_reason=_FINISH_REASONS[completion.finished.reason],
-        logprobs=map(_logprob, completion.logprobs),
+        logprobs=map(logprob_to_pb, completion.logprobs),
     )
 
 
@@ -165,7 +171,7 @@ def deltas_to_pb(events: Iterable[ev.Event], choice: int | None = None) -> list[
         if isinstance(event, ev.Answer):
             if event.text:
                 deltas.append(chat_pb2.ChatDelta(content=event.text))
-            deltas += [chat_pb2.ChatDelta(logprob=_logprob(entry)) for entry in event.logprobs]
+            deltas += [chat_pb2.ChatDelta(logprob=logprob_to_pb(entry)) for entry in event.logprobs]
         elif isinstance(event, ev.Reasoning):
             deltas.append(chat_pb2.ChatDelta(reasoning=event.text))
         elif isinstance(event, ev.ToolCallArguments):
@@ -194,7 +200,7 @@ def usage_to_pb(usage: ev.Usage) -> chat_pb2.Usage:
     )
 
 
-def _logprob(entry: ev.Logprob) -> chat_pb2.ContentLogprob:
+def logprob_to_pb(entry: ev.Logprob) -> chat_pb2.ContentLogprob:
     return chat_pb2.ContentLogprob(sampled=_candidate(entry.sampled), top=map(_candidate, entry.top))
 
 

@@ -1,4 +1,4 @@
-"""`chorus.v1.ChatService` on a gRPC server, such that bytes which are no message get a clear status.
+"""The services of `chorus.v1` on a gRPC server, such that bytes which are no message get a clear status.
 
 grpc answers those with UNKNOWN and the text of an exception, before any method is called. Here they reach the method as
 a `Malformed`, and become the InvalidRequest that malformed JSON becomes.
@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from chorus_cluster.errors import InvalidRequest
-from chorus_protos.v1 import chat_pb2_grpc
+from chorus_protos.v1 import chat_pb2_grpc, completion_pb2_grpc
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,12 @@ def add_chat_service(servicer: Any, server: Any) -> None:
     """Does what the generated `add_ChatServiceServicer_to_server` does; Serve imports it by its name."""
     registrar: Any = _Registrar(server)
     chat_pb2_grpc.add_ChatServiceServicer_to_server(servicer, registrar)
+
+
+def add_completion_service(servicer: Any, server: Any) -> None:
+    """As `add_chat_service`."""
+    registrar: Any = _Registrar(server)
+    completion_pb2_grpc.add_CompletionServiceServicer_to_server(servicer, registrar)
 
 
 class _Registrar:

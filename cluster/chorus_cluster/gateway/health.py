@@ -14,7 +14,7 @@ from chorus_cluster.errors import ServiceError
 from chorus_cluster.gateway.chat import ChatService
 
 # The names that clients may ask for; the empty one is the server as a whole.
-SERVICES = ("", "chorus.v1.ChatService")
+SERVICES = ("", "chorus.v1.ChatService", "chorus.v1.CompletionService")
 WATCH_INTERVAL_S = 1.0
 
 
@@ -32,6 +32,10 @@ class HealthMethods:
             # Beside a status, Serve's gRPC paths send no message.
             return health_pb2.HealthCheckResponse()
         return health_pb2.HealthCheckResponse(status=await self._status())
+
+    async def List(self, request: health_pb2.HealthListRequest) -> health_pb2.HealthListResponse:
+        status = health_pb2.HealthCheckResponse(status=await self._status())
+        return health_pb2.HealthListResponse(statuses=dict.fromkeys(SERVICES, status))
 
     async def Watch(self, request: health_pb2.HealthCheckRequest) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """The status now, and again whenever it changes. A service that isn't here is SERVICE_UNKNOWN."""

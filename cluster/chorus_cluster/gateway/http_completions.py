@@ -8,16 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from chorus_cluster.errors import ChorusError, InvalidRequest
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.choices import total
+from chorus_cluster.gateway.choices import total_of_prompts
 from chorus_cluster.gateway.completion import Completion
 from chorus_cluster.gateway.http_models import Elements, GenerationBody, Usage
 from chorus_cluster.gateway.parse import parse_body, sampling_fields, stream_flags
-from chorus_cluster.gateway.request import TextRequest
+from chorus_cluster.gateway.request import DEFAULT_TEXT_TOKENS, TextRequest
 from chorus_cluster.gateway.sse import DONE, encode, error_events, finite_logprob, usage_body
 from chorus_cluster.gateway.stream import ChatStream
-from chorus_cluster.gateway.validate import MAX_CHOICES, MAX_TOP_LOGPROBS
-
-_DEFAULT_MAX_TOKENS = 16
+from chorus_cluster.gateway.validate import MAX_CHOICES
 
 
 class CompletionBody(GenerationBody):
@@ -86,15 +84,7 @@ class CompletionForm:
         return TextChunkWriter(stream, index, include_usage=self._include_usage)
 
     def usage(self, usages: Sequence[ev.Usage]) -> ev.Usage:
-        """Each prompt counts once."""
-        n = self._request.n
-        prompts = [total(usages[start : start + n]) for start in range(0, len(usages), n)]
-        return ev.Usage(
-            prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
-            completion_tokens=sum(usage.completion_tokens for usage in prompts),
-            cached_tokens=sum(usage.cached_tokens for usage in prompts),
-            reasoning_tokens=0,
-        )
+        return total_of_prompts(usages, self._request.n)
 
     def body(self, completions: Sequence[Completion]) -> dict[str, Any]:
         first = completions[0]
@@ -178,18 +168,15 @@ def _to_request(body: CompletionBody) -> TextRequest:
         raise InvalidRequest("best_of", "must be as 'n': answers are not ranked")
     if body.suffix:
         raise InvalidRequest("suffix", "is not supported: gpt-oss only goes on")
-    if body.echo and body.logprobs is not None:
-        raise InvalidRequest("echo", "is not supported with 'logprobs': a prompt's tokens have none here")
-    if body.logprobs is not None and not 0 <= body.logprobs <= MAX_TOP_LOGPROBS:
-        raise InvalidRequest("logprobs", f"must be from 0 to {MAX_TOP_LOGPROBS}, not {body.logprobs}")
     return TextRequest(
         model=body.model,
         prompts=_prompts(body.prompt),
         echo=bool(body.echo),
         with_markup=body.skip_special_tokens is False,
-        max_tokens=_DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        max_tokens=DEFAULT_TEXT_TOKENS if body.max_tokens is None else body.max_tokens,
         max_tokens_field="max_tokens",
         top_logprobs=body.logprobs,
+        top_logprobs_field="logprobs",
         **sampling_fields(body),
     )
 

@@ -15,6 +15,8 @@ from chorus_cluster.auth.key_file import KeyFile
 from chorus_cluster.config import AppConfig
 from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.grpc_call import GrpcMethods
+from chorus_cluster.gateway.grpc_completions import GrpcCompletionMethods
 from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
 from chorus_cluster.gateway.health import HealthMethods
 from chorus_cluster.gateway.http import build_http_app
@@ -36,7 +38,7 @@ def _key_file(config: AppConfig) -> KeyFile | None:
     return keys
 
 
-class GatewayReplica(GrpcChatMethods, HealthMethods):
+class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
     """What Serve starts. It must be wrapped by `serve.ingress()`, which asks for the ASGI app below."""
 
     async def __init__(self, workers: DeploymentHandle[Any], config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
@@ -55,7 +57,7 @@ class GatewayReplica(GrpcChatMethods, HealthMethods):
             on_retry=own_metrics.on_engine_retry,
         )
         self._access = Access(_key_file(config))
-        GrpcChatMethods.__init__(
+        GrpcMethods.__init__(
             self,
             ChatService(engine, own_metrics, header_guard=config.gateway.header_guard),
             access=self._access,

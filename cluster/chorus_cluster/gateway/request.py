@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from chorus_cluster.harmony.conversation import Effort, Message, ResponseFormat, Tool
+
+# Most tokens of an answer to a raw prompt, if the client doesn't say: OpenAI's.
+DEFAULT_TEXT_TOKENS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,8 @@ class Sampling:
     n: int = 1
     # None: no log probabilities. n: those of the answer's tokens, and of the n likeliest alternatives.
     top_logprobs: int | None = None
+    # What the client calls it.
+    top_logprobs_field: str = "top_logprobs"
 
 
 @dataclass(frozen=True, slots=True)

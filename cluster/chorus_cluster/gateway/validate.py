@@ -56,6 +56,8 @@ def validate_text(request: TextRequest, model: engine_pb2.ModelInfo) -> None:
     check_model(request.model, model)
     if not request.prompts:
         raise InvalidRequest("prompt", "must hold at least one prompt")
+    if request.echo and request.top_logprobs is not None:
+        raise InvalidRequest("echo", "is not supported with 'logprobs': a prompt's tokens have none here")
     _check_sampling(request, model.vocab_size)
     if len(request.prompts) * request.n > MAX_CHOICES:
         raise InvalidRequest(
@@ -148,7 +150,9 @@ def _check_sampling(request: Sampling, vocab_size: int) -> None:
     if not 1 <= request.n <= MAX_CHOICES:
         raise InvalidRequest("n", f"must be from 1 to {MAX_CHOICES}")
     if request.top_logprobs is not None and not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
-        raise InvalidRequest("top_logprobs", f"must be from 0 to {MAX_TOP_LOGPROBS}, not {request.top_logprobs}")
+        raise InvalidRequest(
+            request.top_logprobs_field, f"must be from 0 to {MAX_TOP_LOGPROBS}, not {request.top_logprobs}"
+        )
     for token_id, bias in request.logit_bias.items():
         if not 0 <= token_id < vocab_size:
             raise InvalidRequest("logit_bias", f"names token {token_id}; the vocabulary ends at {vocab_size - 1}")

@@ -50,6 +50,11 @@ class ChatServiceStub:
                 request_serializer=chorus__protos_dot_v1_dot_chat__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=chorus__protos_dot_v1_dot_chat__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/chorus.v1.ChatService/GetModel',
+                request_serializer=chorus__protos_dot_v1_dot_chat__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=chorus__protos_dot_v1_dot_chat__pb2.Model.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/chorus.v1.ChatService/Tokenize',
                 request_serializer=chorus__protos_dot_v1_dot_chat__pb2.TokenizeRequest.SerializeToString,
@@ -84,6 +89,12 @@ class ChatServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetModel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -113,6 +124,11 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=chorus__protos_dot_v1_dot_chat__pb2.ListModelsRequest.FromString,
                     response_serializer=chorus__protos_dot_v1_dot_chat__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=chorus__protos_dot_v1_dot_chat__pb2.GetModelRequest.FromString,
+                    response_serializer=chorus__protos_dot_v1_dot_chat__pb2.Model.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -207,6 +223,33 @@ class ChatService:
             '/chorus.v1.ChatService/ListModels',
             chorus__protos_dot_v1_dot_chat__pb2.ListModelsRequest.SerializeToString,
             chorus__protos_dot_v1_dot_chat__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.v1.ChatService/GetModel',
+            chorus__protos_dot_v1_dot_chat__pb2.GetModelRequest.SerializeToString,
+            chorus__protos_dot_v1_dot_chat__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

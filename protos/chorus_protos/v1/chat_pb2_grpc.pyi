@@ -36,6 +36,7 @@ class ChatServiceStub:
     CreateChatCompletion: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ChatCompletionRequest, _chat_pb2.ChatCompletionResponse]
     StreamChatCompletion: _grpc.UnaryStreamMultiCallable[_chat_pb2.ChatCompletionRequest, _chat_pb2.ChatCompletionChunk]
     ListModels: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ListModelsRequest, _chat_pb2.ListModelsResponse]
+    GetModel: _grpc.UnaryUnaryMultiCallable[_chat_pb2.GetModelRequest, _chat_pb2.Model]
     Tokenize: _grpc.UnaryUnaryMultiCallable[_chat_pb2.TokenizeRequest, _chat_pb2.TokenizeResponse]
     Detokenize: _grpc.UnaryUnaryMultiCallable[_chat_pb2.DetokenizeRequest, _chat_pb2.DetokenizeResponse]
 
@@ -47,6 +48,7 @@ class ChatServiceAsyncStub(ChatServiceStub):
     CreateChatCompletion: _aio.UnaryUnaryMultiCallable[_chat_pb2.ChatCompletionRequest, _chat_pb2.ChatCompletionResponse]  # type: ignore[assignment]
     StreamChatCompletion: _aio.UnaryStreamMultiCallable[_chat_pb2.ChatCompletionRequest, _chat_pb2.ChatCompletionChunk]  # type: ignore[assignment]
     ListModels: _aio.UnaryUnaryMultiCallable[_chat_pb2.ListModelsRequest, _chat_pb2.ListModelsResponse]  # type: ignore[assignment]
+    GetModel: _aio.UnaryUnaryMultiCallable[_chat_pb2.GetModelRequest, _chat_pb2.Model]  # type: ignore[assignment]
     Tokenize: _aio.UnaryUnaryMultiCallable[_chat_pb2.TokenizeRequest, _chat_pb2.TokenizeResponse]  # type: ignore[assignment]
     Detokenize: _aio.UnaryUnaryMultiCallable[_chat_pb2.DetokenizeRequest, _chat_pb2.DetokenizeResponse]  # type: ignore[assignment]
 
@@ -73,6 +75,13 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chat_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_chat_pb2.ListModelsResponse, _abc.Awaitable[_chat_pb2.ListModelsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetModel(
+        self,
+        request: _chat_pb2.GetModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.Model, _abc.Awaitable[_chat_pb2.Model]]: ...
 
     @_abc_1.abstractmethod
     def Tokenize(

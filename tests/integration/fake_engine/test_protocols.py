@@ -8,7 +8,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tests.integration.cluster import Cluster, wait_until
 
-from chorus_protos.v1 import chat_pb2, chat_pb2_grpc
+from chorus_cluster.client import ChorusClient, Settings
+from chorus_cluster.errors import DeadlineExceeded, InvalidRequest
+from chorus_protos.v1 import chat_pb2, chat_pb2_grpc, completion_pb2
 
 pytestmark = pytest.mark.slow
 
@@ -66,10 +68,31 @@ def test_grpc_answers_at_once_and_as_a_stream(fake_cluster: Cluster) -> None:
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+def test_the_client_in_the_package_reaches_everything(fake_cluster: Cluster) -> None:
+    with ChorusClient(fake_cluster.grpc_address, Settings(timeout_s=30)) as client:
+        assert client.is_healthy()
+        assert [model.id for model in client.models()] == ["test"]
+        assert client.chat(grpc_request(23)).message.content == "Hello" * 20
+        chunks = client.stream_chat(grpc_request(53))
+        assert "".join(delta.content for chunk in chunks for delta in chunk.deltas) == "Hello" * 50
+        prompt = completion_pb2.Prompt(text=client.detokenize(client.tokenize(grpc_request(1))))
+        raw = completion_pb2.CompletionRequest(model="test", prompts=[prompt], max_tokens=23)
+        assert client.complete(raw).choices[0].text == "final" + "Hello" * 20
+        deltas = [delta for chunk in client.stream_complete(raw) for delta in chunk.deltas]
+        assert "".join(delta.text for delta in deltas) == "final" + "Hello" * 20
+        assert deltas[-1].usage.completion_tokens == 23
+        with pytest.raises(InvalidRequest) as caught:
+            list(client.stream_chat(grpc_request(10**6), request_id="mine"))
+        assert (caught.value.field, caught.value.request_id) == ("max_completion_tokens", "mine")
+        with pytest.raises(DeadlineExceeded):
+            client.chat(grpc_request(100_000), timeout_s=0.5)
+        wait_until(lambda: fake_cluster.total("chorus_requests_running") == 0, 10, "the engines are told")
+
+
 def test_health_is_served_as_grpc_tools_expect(fake_cluster: Cluster) -> None:
     with fake_cluster.channel() as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        for service in ("", "chorus.v1.ChatService"):
+        for service in ("", "chorus.v1.ChatService", "chorus.v1.CompletionService"):
             response = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
             assert response.status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError) as caught:
@@ -78,15 +101,25 @@ def test_health_is_served_as_grpc_tools_expect(fake_cluster: Cluster) -> None:
         watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=10)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         watch.cancel()
+        statuses = stub.List(health_pb2.HealthListRequest(), timeout=10).statuses
+        assert {status.status for status in statuses.values()} == {health_pb2.HealthCheckResponse.SERVING}
+        assert "chorus.v1.CompletionService" in statuses
 
 
 def test_reflection_describes_the_services(fake_cluster: Cluster) -> None:
     with fake_cluster.channel() as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
-        assert {"chorus.v1.ChatService", "grpc.health.v1.Health"} <= set(database.get_services())
-        file = database.FindFileContainingSymbol("chorus.v1.ChatService")
-        methods = {method.name for service in file.service for method in service.method}
-        assert methods == {"CreateChatCompletion", "StreamChatCompletion", "ListModels", "Tokenize", "Detokenize"}
+        methods = {
+            "ChatService": {
+                *("CreateChatCompletion", "StreamChatCompletion", "ListModels", "GetModel", "Tokenize", "Detokenize")
+            },
+            "CompletionService": {"CreateCompletion", "StreamCompletion"},
+        }
+        services = {f"chorus.v1.{name}" for name in methods} | {"grpc.health.v1.Health"}
+        assert services <= set(database.get_services())
+        for name, expected in methods.items():
+            file = database.FindFileContainingSymbol(f"chorus.v1.{name}")
+            assert {method.name for service in file.service for method in service.method} == expected
 
 
 def test_metrics_of_any_gateway_show_every_replica(fake_cluster: Cluster) -> None:

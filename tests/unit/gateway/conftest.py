@@ -3,22 +3,34 @@
 import asyncio
 import contextlib
 import datetime
+import inspect
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.chat import ANSWER, encode
 
 from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.grpc_call import GrpcMethods
+from chorus_cluster.gateway.grpc_completions import GrpcCompletionMethods
 from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
-from chorus_cluster.gateway.grpc_service import add_chat_service
+from chorus_cluster.gateway.grpc_service import add_chat_service, add_completion_service
+from chorus_cluster.gateway.health import HealthMethods
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.routing.fake_client import FakeEngineClient
-from chorus_protos.v1 import chat_pb2_grpc
+from chorus_protos.v1 import chat_pb2, chat_pb2_grpc, completion_pb2, completion_pb2_grpc
+
+_SERVICES = (
+    chat_pb2.DESCRIPTOR.services_by_name["ChatService"],
+    completion_pb2.DESCRIPTOR.services_by_name["CompletionService"],
+    health_pb2.DESCRIPTOR.services_by_name["Health"],
+)
 
 
 @pytest.fixture
@@ -59,48 +71,74 @@ async def server_url(app: FastAPI) -> AsyncIterator[str]:
     await serving
 
 
-class _Servicer(chat_pb2_grpc.ChatServiceServicer):
+class GatewayMethods(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
+    """All gRPC methods, as a gateway replica has them."""
+
+
+class _Servicer:
     """Calls the methods as Serve does."""
 
-    def __init__(self, methods: GrpcChatMethods) -> None:
-        self._methods = methods
+    def __init__(self, methods: GrpcMethods) -> None:
+        for service in _SERVICES:
+            for method in service.methods:
+                handler = getattr(methods, method.name)
+                setattr(self, method.name, _streaming(handler) if method.server_streaming else _unary(handler))
 
-    async def CreateChatCompletion(self, request, context):  # type: ignore[no-untyped-def, override]
-        return await self._methods.CreateChatCompletion(request, grpc_context=context)
 
-    async def ListModels(self, request, context):  # type: ignore[no-untyped-def, override]
-        return await self._methods.ListModels(request, grpc_context=context)
+def _unary(handler: Callable[..., Any]) -> Callable[..., Any]:
+    async def call(request: Any, context: Any) -> Any:
+        return await _ask(handler, request, context)
 
-    async def Tokenize(self, request, context):  # type: ignore[no-untyped-def, override]
-        return await self._methods.Tokenize(request, grpc_context=context)
+    return call
 
-    async def Detokenize(self, request, context):  # type: ignore[no-untyped-def, override]
-        return await self._methods.Detokenize(request, grpc_context=context)
 
-    async def StreamChatCompletion(self, request, context):  # type: ignore[no-untyped-def, override]
-        async with contextlib.aclosing(self._methods.StreamChatCompletion(request, grpc_context=context)) as chunks:
+def _streaming(handler: Callable[..., Any]) -> Callable[..., Any]:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        async with contextlib.aclosing(_ask(handler, request, context)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
+    return call
+
+
+def _ask(handler: Callable[..., Any], request: Any, context: Any) -> Any:
+    takes_context = "grpc_context" in inspect.signature(handler).parameters
+    return handler(request, grpc_context=context) if takes_context else handler(request)
+
 
 @contextlib.asynccontextmanager
-async def serve_grpc(methods: GrpcChatMethods) -> AsyncIterator[grpc.aio.Channel]:
-    """A server of these methods, and a way to it."""
+async def grpc_server(methods: GrpcMethods, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[str]:
+    """A server of these methods; its host:port."""
     server = grpc.aio.server()
-    add_chat_service(_Servicer(methods), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    servicer: Any = _Servicer(methods)
+    add_chat_service(servicer, server)
+    add_completion_service(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    where = "127.0.0.1:0"
+    port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield channel
+    yield f"127.0.0.1:{port}"
     await server.stop(None)
+
+
+@contextlib.asynccontextmanager
+async def serve_grpc(methods: GrpcMethods) -> AsyncIterator[grpc.aio.Channel]:
+    """A server of these methods, and a way to it."""
+    async with grpc_server(methods) as address, grpc.aio.insecure_channel(address) as channel:
+        yield channel
 
 
 @pytest.fixture
 async def grpc_channel(service: ChatService) -> AsyncIterator[grpc.aio.Channel]:
-    async with serve_grpc(GrpcChatMethods(service, max_request_bytes=1_000_000)) as channel:
+    async with serve_grpc(GatewayMethods(service, max_request_bytes=1_000_000)) as channel:
         yield channel
 
 
 @pytest.fixture
 def chat_stub(grpc_channel: grpc.aio.Channel) -> "chat_pb2_grpc.ChatServiceAsyncStub":
     return chat_pb2_grpc.ChatServiceStub(grpc_channel)  # type: ignore[return-value]
+
+
+@pytest.fixture
+def completion_stub(grpc_channel: grpc.aio.Channel) -> "completion_pb2_grpc.CompletionServiceAsyncStub":
+    return completion_pb2_grpc.CompletionServiceStub(grpc_channel)  # type: ignore[return-value]

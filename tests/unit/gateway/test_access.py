@@ -12,13 +12,12 @@ import openai
 import pytest
 from fastapi import FastAPI
 from grpc_health.v1 import health_pb2
-from tests.unit.gateway.conftest import serve_grpc
+from tests.unit.gateway.conftest import GatewayMethods, serve_grpc
 
 from chorus_cluster.auth.key_file import KeyFile
 from chorus_cluster.auth.keys import Scope, new_key
 from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
 from chorus_cluster.gateway.health import HealthMethods
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.routing.fake_client import FakeEngineClient
@@ -68,7 +67,7 @@ async def closed(closed_app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def closed_stub(service: ChatService, access: Access) -> AsyncIterator[Any]:
-    async with serve_grpc(GrpcChatMethods(service, access=access)) as channel:
+    async with serve_grpc(GatewayMethods(service, access=access)) as channel:
         yield chat_pb2_grpc.ChatServiceStub(channel)  # type: ignore[no-untyped-call]
 
 

@@ -216,6 +216,14 @@ async def test_models(chat_stub: Stub, service: ChatService) -> None:
     assert (model.id, model.max_model_len, model.owned_by) == ("fake-model", 4096, "chorus")
 
 
+async def test_one_model(chat_stub: Stub) -> None:
+    (listed,) = (await chat_stub.ListModels(chat_pb2.ListModelsRequest())).models
+    assert await chat_stub.GetModel(chat_pb2.GetModelRequest(model="fake-model")) == listed
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await chat_stub.GetModel(chat_pb2.GetModelRequest(model="other"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
 async def test_a_long_model_name_does_not_drown_the_status(chat_stub: Stub) -> None:
     request = chat_pb2.ChatCompletionRequest(model="é" * 100_000, messages=REQUEST.messages)
     with pytest.raises(grpc.aio.AioRpcError) as caught:

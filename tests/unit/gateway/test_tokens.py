@@ -35,6 +35,9 @@ async def test_a_prompt_and_back(http: httpx.AsyncClient, chat_stub: Stub) -> No
     assert (answer["count"], answer["max_model_len"], answer["token_strs"]) == (len(answer["tokens"]), 4096, None)
     over_grpc = await chat_stub.Tokenize(chat_pb2.TokenizeRequest(prompt=prompt))
     assert ([*over_grpc.token_ids], over_grpc.max_model_len) == (answer["tokens"], 4096)
+    assert not over_grpc.token_strs
+    spelled = await chat_stub.Tokenize(chat_pb2.TokenizeRequest(prompt=prompt, return_token_strs=True))
+    assert "".join(spelled.token_strs) == prompt and len(spelled.token_strs) == len(spelled.token_ids)
     back = await http.post("/detokenize", json={"model": "fake-model", "tokens": answer["tokens"]})
     assert back.json() == {"prompt": prompt}
     assert (await chat_stub.Detokenize(chat_pb2.DetokenizeRequest(token_ids=answer["tokens"]))).text == prompt

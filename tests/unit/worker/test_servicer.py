@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.unit.worker.conftest import BODY, fake_config, start_worker
 
+from chorus_cluster.client.failures import to_error
+from chorus_cluster.errors import InvalidRequest, Overloaded
 from chorus_protos.v1 import engine_pb2, engine_pb2_grpc
 from chorus_workers.runner.fake import FakeModel
 from chorus_workers.worker import Worker
@@ -90,7 +93,13 @@ async def test_an_invalid_argument_is_a_status_that_names_the_field(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await anext(aiter(stub.Generate(ask(sampling=engine_pb2.SamplingParams(temperature=-1)))))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert ("field", "sampling.temperature") in tuple(caught.value.trailing_metadata())
+    metadata = dict(tuple(pair) for pair in caught.value.trailing_metadata())
+    assert metadata["field"] == "sampling.temperature"
+    status = Status.FromString(metadata["grpc-status-details-bin"])
+    assert (status.code, status.message) == (3, caught.value.details())
+    error = to_error(caught.value)
+    assert isinstance(error, InvalidRequest)
+    assert error.field == "sampling.temperature"
 
 
 async def test_a_full_queue_is_resource_exhausted_with_a_hint_when_to_retry(
@@ -107,6 +116,9 @@ async def test_a_full_queue_is_resource_exhausted_with_a_hint_when_to_retry(
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     hint = dict(tuple(pair) for pair in caught.value.trailing_metadata())["retry-after-ms"]
     assert int(hint) >= 100
+    error = to_error(caught.value)
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s == int(hint) / 1000
     running.cancel()
     waiting.cancel()
     await wait_until_idle(stub)

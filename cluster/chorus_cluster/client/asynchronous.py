@@ -1,0 +1,129 @@
+"""The client for asyncio."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chorus_cluster.client.connection import Settings, tokenize_request
+from chorus_cluster.client.failures import to_error
+from chorus_protos.v1 import chat_pb2, chat_pb2_grpc, completion_pb2, completion_pb2_grpc
+
+ResponseT = TypeVar("ResponseT")
+
+
+class AsyncChorusClient:
+    """As `ChorusClient`, for the tasks of one event loop.
+
+    It is made where the loop runs.
+    """
+
+    def __init__(self, target: str, settings: Settings | None = None) -> None:
+        """`target`: host:port, or another of gRPC's names. It connects with the first call."""
+        self._settings = settings or Settings()
+        options, credentials = self._settings.channel_options(), self._settings.credentials
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(target, options)
+        else:
+            self._channel = grpc.aio.secure_channel(target, credentials, options)
+        self._chat = chat_pb2_grpc.ChatServiceStub(self._channel)
+        self._completion = completion_pb2_grpc.CompletionServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    async def chat(
+        self, request: chat_pb2.ChatCompletionRequest, *, timeout_s: float | None = None, request_id: str | None = None
+    ) -> chat_pb2.ChatCompletionResponse:
+        return await self._call(self._chat.CreateChatCompletion, request, timeout_s, request_id)
+
+    def stream_chat(
+        self, request: chat_pb2.ChatCompletionRequest, *, timeout_s: float | None = None, request_id: str | None = None
+    ) -> AsyncGenerator[chat_pb2.ChatCompletionChunk, None]:
+        """The answer as it is written. The call begins with the first chunk that is read; closing the generator ends
+        it, and the request with it."""
+        return self._stream(self._chat.StreamChatCompletion, request, timeout_s, request_id)
+
+    async def complete(
+        self,
+        request: completion_pb2.CompletionRequest,
+        *,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> completion_pb2.CompletionResponse:
+        """Goes on from raw prompts."""
+        return await self._call(self._completion.CreateCompletion, request, timeout_s, request_id)
+
+    def stream_complete(
+        self,
+        request: completion_pb2.CompletionRequest,
+        *,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[completion_pb2.CompletionChunk, None]:
+        """As `stream_chat`."""
+        return self._stream(self._completion.StreamCompletion, request, timeout_s, request_id)
+
+    async def tokenize(
+        self,
+        prompt: str | chat_pb2.ChatCompletionRequest,
+        *,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> list[int]:
+        """Token ids of a text, or of what a chat request would send the model."""
+        request = tokenize_request(prompt)
+        return list((await self._call(self._chat.Tokenize, request, timeout_s, request_id)).token_ids)
+
+    async def detokenize(
+        self, token_ids: Iterable[int], *, timeout_s: float | None = None, request_id: str | None = None
+    ) -> str:
+        """What token ids spell, special ones by their names."""
+        request = chat_pb2.DetokenizeRequest(token_ids=token_ids)
+        return (await self._call(self._chat.Detokenize, request, timeout_s, request_id)).text
+
+    async def models(self, *, timeout_s: float | None = None, request_id: str | None = None) -> list[chat_pb2.Model]:
+        request = chat_pb2.ListModelsRequest()
+        return list((await self._call(self._chat.ListModels, request, timeout_s, request_id)).models)
+
+    async def is_healthy(self, *, timeout_s: float | None = None) -> bool:
+        """Whether a worker answers."""
+        response = await self._call(self._health.Check, health_pb2.HealthCheckRequest(), timeout_s, None)
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def close(self) -> None:
+        """Ends what runs."""
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[ResponseT]],
+        request: Message,
+        timeout_s: float | None,
+        request_id: str | None,
+    ) -> ResponseT:
+        try:
+            return await method(request, **self._settings.call_arguments(timeout_s, request_id))
+        except grpc.RpcError as error:
+            raise to_error(error) from error
+
+    async def _stream(
+        self, method: Callable[..., Any], request: Message, timeout_s: float | None, request_id: str | None
+    ) -> AsyncGenerator[Any, None]:
+        call = method(request, **self._settings.call_arguments(timeout_s, request_id))
+        try:
+            async for message in call:
+                yield message
+        except grpc.RpcError as error:
+            raise to_error(error) from error
+        finally:
+            call.cancel()
