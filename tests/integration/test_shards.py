@@ -20,6 +20,7 @@ NUM_TOKENS = 400
 def sharded_cluster(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Cluster]:
     settings = {
         "model": {"path": str(checkpoint), "name": "test"},
+        "gateway": {"header_guard": False},
         "workers": {"replicas": 2, "shards": 2, "num_cpus": 0.5, "num_threads": 1, "max_model_len": 4096},
     }
     with running(tmp_path_factory.mktemp("sharded"), settings) as cluster:

@@ -4,7 +4,6 @@ llguidance speaks of text. It gets the tokens that the logits have columns for a
 column; what is forced it splits into tokens as the model's tokenizer would. Tokens of markup are none of it.
 """
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 from chorus_vocabulary import NUM_TEXT_TOKENS
 from chorus_vocabulary.token_table import SPLIT_PATTERN, load_token_table
 from chorus_workers.guide.columns import Columns, TokenMask
+from chorus_workers.guide.json_schema import read_schema
 from chorus_workers.guide.spec import Grammar, GrammarKind
 
 if TYPE_CHECKING:
@@ -160,10 +160,8 @@ class Grammars:
 
 
 def _write_json_schema(source: str) -> str:
-    # The compiler takes whatever is no schema at all for one that allows everything.
-    if not isinstance(json.loads(source), dict | bool):
-        raise ValueError("a JSON schema is an object or a boolean")
-    return llguidance.LLMatcher.grammar_from_json_schema(source, overrides=_JSON_OPTIONS)
+    schema = read_schema(source)
+    return llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
 
 
 _WRITERS: dict[GrammarKind, Callable[[str], str]] = {
