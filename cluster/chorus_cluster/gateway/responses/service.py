@@ -1,0 +1,183 @@
+"""The Responses API behind HTTP: what is created, kept, found again and ended.
+
+A response's way: what came before is read from the store, the conversation is rendered and admitted as any chat
+request, its events become items, and the whole is kept before its end is told. In the background all but the first part
+happens in a task of the gateway that took the request, which writes to the store as it goes (`background.py`).
+"""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chorus_cluster.errors import ContextTooLong, InvalidRequest, ResponseNotFound
+from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.responses.background import BackgroundJobs, Job
+from chorus_cluster.gateway.responses.body import Body, new_body
+from chorus_cluster.gateway.responses.items import Item
+from chorus_cluster.gateway.responses.prompt import Prompt, build_prompt, check, shortened
+from chorus_cluster.gateway.responses.request import ResponseRequest
+from chorus_cluster.gateway.responses.run import ResponseRun
+from chorus_cluster.gateway.responses.writer import ResponseWriter
+from chorus_cluster.gateway.stream import ChatStream
+from chorus_cluster.store.responses import ResponseStore, StoredResponse
+
+_NO_STORE = "this server keeps no responses: it has no store (store.url)"
+_PREVIOUS = "previous_response_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A response that the engine has admitted. Whoever gets it must `aclose` its stream."""
+
+    id: str
+    run: ResponseRun
+    stream: ChatStream
+    request: ResponseRequest
+    owner: str
+
+
+class ResponsesService:
+    """One for each gateway replica; its methods may run concurrently. `store`: None keeps nothing."""
+
+    def __init__(
+        self, chat: ChatService, store: ResponseStore | None = None, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._chat = chat
+        self._store = store
+        self._clock = clock
+        self.jobs = None if store is None else BackgroundJobs(chat, store, clock)
+
+    async def start(self, request: ResponseRequest, owner: str, deadline_unix_s: float | None) -> Started:
+        """Errors: those of `ChatService.start`; ResponseNotFound for the previous response."""
+        is_stored = self._is_stored(request)
+        prompt = await self._prompt(request, owner)
+        try:
+            stream = await self._chat.start(prompt.chat, deadline_unix_s=deadline_unix_s, owner=owner)
+        except ContextTooLong as error:
+            if not request.truncate:
+                raise prompt.named(error) from None
+            prompt = shortened(self._chat, prompt, await self._chat.models.get(), prompt.named(error))
+            stream = await self._chat.start(prompt.chat, deadline_unix_s=deadline_unix_s, owner=owner)
+        except InvalidRequest as error:
+            raise prompt.named(error) from None
+        id = _new_id()
+        echo = request.echo | {"store": is_stored}
+        body = new_body(id, stream.created, echo, status="in_progress")
+        return Started(id, self._run(request, body, writes_events=request.stream), stream, request, owner)
+
+    async def keep(self, started: Started) -> None:
+        """Stores a response that has ended, if it is to be stored."""
+        if self._store is None or not started.run.body["store"]:
+            return
+        await self._store.add(
+            StoredResponse(
+                started.id,
+                started.owner,
+                started.run.body,
+                started.request.items,
+                previous_id=started.request.previous_id,
+            )
+        )
+
+    async def start_in_background(
+        self, request: ResponseRequest, owner: str, deadline_unix_s: float | None
+    ) -> StoredResponse:
+        """Errors: those of `start`, but for the workers': they are awaited in the background."""
+        if self._store is None or self.jobs is None:
+            raise InvalidRequest("background", _NO_STORE)
+        self.jobs.check_room()
+        prompt = await self._prompt(request, owner)
+        model = await self._chat.models.get()
+        try:
+            check(self._chat, prompt, model)
+        except ContextTooLong as error:
+            if not request.truncate:
+                raise prompt.named(error) from None
+            prompt = shortened(self._chat, prompt, model, prompt.named(error))
+        except InvalidRequest as error:
+            raise prompt.named(error) from None
+        body = new_body(_new_id(), int(self._clock()), request.echo | {"store": True}, status="queued")
+        job = Job(
+            StoredResponse(body["id"], owner, body, request.items, request.previous_id, has_events=request.stream),
+            prompt.chat,
+            self._run(request, body, writes_events=request.stream),
+            deadline_unix_s,
+        )
+        return await self.jobs.start(job)
+
+    async def get(self, id: str, owner: str) -> StoredResponse:
+        """Errors: ResponseNotFound, also where it is another owner's."""
+        found = None if self._store is None else await self._store.get(id, owner)
+        if found is None:
+            raise ResponseNotFound(id)
+        return found
+
+    async def delete(self, id: str, owner: str) -> None:
+        """In the background, it ends. Errors: ResponseNotFound."""
+        if self._store is None or self.jobs is None or not await self._store.delete(id, owner):
+            raise ResponseNotFound(id)
+        self.jobs.end(id)
+
+    async def cancel(self, id: str, owner: str) -> Body:
+        """The response as it is then; one that has ended by itself stays as it is.
+
+        Errors: ResponseNotFound; InvalidRequest where it is not in the background.
+        """
+        found = await self.get(id, owner)
+        assert self._store is not None and self.jobs is not None
+        if not found.body["background"]:
+            raise InvalidRequest(None, "Only a response that was created with 'background': true can be cancelled.")
+        cancelled = found.body | {"status": "cancelled"}
+        if found.is_active and await self._store.advance(id, body=cancelled):
+            self.jobs.end(id)
+            return cancelled
+        return (await self.get(id, owner)).body
+
+    async def input_items(self, id: str, owner: str) -> list[Item]:
+        """What the model was given: the items of the responses before it, with theirs. Errors: ResponseNotFound."""
+        chain = None if self._store is None else await self._store.chain(id, owner)
+        if chain is None:
+            raise ResponseNotFound(id)
+        return [*_items_of(chain.responses[:-1]), *chain.responses[-1].input_items]
+
+    def follow(self, found: StoredResponse, after: int) -> AsyncGenerator[list[str], None]:
+        """The events behind `after` of a response in the background, to its end, whichever gateway makes it."""
+        if self.jobs is None or not found.has_events:
+            raise InvalidRequest("stream", "needs a response that was created with 'background' and 'stream'")
+        return self.jobs.follow(found.id, found.owner, after)
+
+    async def _prompt(self, request: ResponseRequest, owner: str) -> Prompt:
+        return build_prompt(request, await self._history(request.previous_id, owner))
+
+    async def _history(self, id: str | None, owner: str) -> list[Item]:
+        if id is None:
+            return []
+        if self._store is None:
+            raise InvalidRequest(_PREVIOUS, _NO_STORE)
+        chain = await self._store.chain(id, owner)
+        if chain is None:
+            raise ResponseNotFound(id, _PREVIOUS)
+        if not chain.is_whole:
+            raise InvalidRequest(_PREVIOUS, "goes on from a response that was deleted or has expired")
+        if chain.responses[-1].is_active:
+            raise InvalidRequest(_PREVIOUS, "is of a response that has not ended yet")
+        return _items_of(chain.responses)
+
+    def _is_stored(self, request: ResponseRequest) -> bool:
+        if self._store is None and request.store:
+            raise InvalidRequest("store", _NO_STORE)
+        return self._store is not None and request.store is not False
+
+    def _run(self, request: ResponseRequest, body: Body, *, writes_events: bool) -> ResponseRun:
+        writer = ResponseWriter(request.toolbox, sealed_reasoning=request.sealed_reasoning, writes_events=writes_events)
+        return ResponseRun(body, writer, self._clock)
+
+
+def _new_id() -> str:
+    return f"resp_{secrets.token_hex(24)}"
+
+
+def _items_of(responses: Sequence[StoredResponse]) -> list[dict[str, Any]]:
+    return [item for each in responses for item in (*each.input_items, *each.body["output"])]

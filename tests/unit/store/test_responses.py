@@ -1,0 +1,160 @@
+"""Stored responses, on both databases."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.support import postgresql
+from tests.support.clock import Clock
+
+from chorus_cluster.errors import Unavailable
+from chorus_cluster.store.database import Database
+from chorus_cluster.store.responses import ResponseStore, StoredResponse
+
+# JSON that databases have been known to refuse or to change.
+ODD_TEXT = "a\x00b \U0001f600 \u2028 'quoted' %s :name"
+
+
+def response(id: str, owner: str = "ada", status: str = "completed", **fields: Any) -> StoredResponse:
+    body = {"id": id, "status": status, "output": [{"id": f"out_{id}", "text": ODD_TEXT}]}
+    return StoredResponse(id, owner, body, [{"id": f"in_{id}"}], **fields)
+
+
+def running(id: str, lease_expires: float) -> StoredResponse:
+    return response(id, status="in_progress", has_events=True, lease_expires=lease_expires)
+
+
+async def test_what_is_kept_is_found_as_it_was(store: ResponseStore) -> None:
+    kept = response("r1")
+    await store.add(kept)
+    assert await store.get("r1", "ada") == kept
+    assert await store.status("r1", "ada") == "completed"
+    assert await store.get("r2", "ada") is None
+
+
+async def test_another_owner_finds_and_deletes_nothing(store: ResponseStore) -> None:
+    await store.add(response("r1"))
+    for owner in ("bob", ""):
+        assert await store.get("r1", owner) is None
+        assert await store.status("r1", owner) is None
+        assert await store.chain("r1", owner) is None
+        assert not await store.delete("r1", owner)
+    assert await store.get("r1", "ada") is not None
+
+
+async def test_a_chain_is_of_one_owner(store: ResponseStore) -> None:
+    await store.add(response("r1", owner="bob"))
+    # Nobody can make this by the API; it must not matter.
+    await store.add(response("r2", previous_id="r1"))
+    chain = await store.chain("r2", "ada")
+    assert chain is not None
+    assert ([each.id for each in chain.responses], chain.is_whole) == (["r2"], False)
+
+
+async def test_a_chain_is_oldest_first(store: ResponseStore) -> None:
+    await store.add(response("r1"))
+    await store.add(response("r2", previous_id="r1"))
+    await store.add(response("r3", previous_id="r2"))
+    await store.add(response("other", previous_id="r1"))
+    chain = await store.chain("r3", "ada")
+    assert chain is not None
+    assert ([each.id for each in chain.responses], chain.is_whole) == (["r1", "r2", "r3"], True)
+    assert await store.delete("r2", "ada")
+    chain = await store.chain("r3", "ada")
+    assert chain is not None
+    assert ([each.id for each in chain.responses], chain.is_whole) == (["r3"], False)
+
+
+async def test_after_its_time_a_response_is_gone(store: ResponseStore, database: Database, clock: Clock) -> None:
+    await store.add(running("r1", clock.now))
+    await store.advance("r1", [(0, "event")], lease_expires=clock.now)
+    clock.now += 999
+    await store.add(response("r2"))
+    assert await store.get("r1", "ada") is not None
+    assert await store.delete_expired() == 0
+    clock.now += 2
+    assert await store.get("r1", "ada") is None
+    assert await store.chain("r1", "ada") is None
+    assert not await store.delete("r1", "ada")
+    assert await store.delete_expired() == 1
+    async with database.reading() as connection:
+        left = (await connection.exec_driver_sql("SELECT id FROM responses")).scalars().all()
+        events = (await connection.exec_driver_sql("SELECT count(*) FROM response_events")).scalar_one()
+    assert (left, events) == (["r2"], 0)
+
+
+async def test_what_a_response_goes_on_from_is_kept_as_long(store: ResponseStore, clock: Clock) -> None:
+    await store.add(response("r1"))
+    await store.add(response("r2", previous_id="r1"))
+    clock.now += 900
+    await store.add(response("r3", previous_id="r2"))
+    clock.now += 900
+    chain = await store.chain("r3", "ada")
+    assert chain is not None and chain.is_whole and len(chain.responses) == 3
+
+
+async def test_events_are_read_from_where_one_left_off(store: ResponseStore, clock: Clock) -> None:
+    await store.add(running("r1", clock.now + 30))
+    await store.add(running("r2", clock.now + 30))
+    assert await store.advance("r1", [(0, "zero"), (1, ODD_TEXT.replace("\x00", ""))], lease_expires=clock.now + 30)
+    assert await store.advance("r1", [(2, "two")], lease_expires=clock.now + 30)
+    assert await store.events("r1", -1, 10) == [(0, "zero"), (1, ODD_TEXT.replace("\x00", "")), (2, "two")]
+    assert await store.events("r1", 0, 1) == [(1, ODD_TEXT.replace("\x00", ""))]
+    assert await store.events("r2", -1, 10) == []
+    assert await store.num_events("r1") == 3
+
+
+async def test_what_has_ended_does_not_advance(store: ResponseStore, clock: Clock) -> None:
+    await store.add(running("r1", clock.now + 30))
+    body = {"id": "r1", "status": "cancelled", "output": []}
+    assert await store.advance("r1", body=body)
+    assert not await store.advance("r1", [(0, "late")], lease_expires=clock.now + 30)
+    assert not await store.advance("missing", lease_expires=clock.now + 30)
+    found = await store.get("r1", "ada")
+    assert found is not None and found.body == body and found.lease_expires is None
+    assert await store.events("r1", -1, 10) == []
+
+
+async def test_of_two_that_end_a_response_one_does(store: ResponseStore, clock: Clock) -> None:
+    await store.add(running("r1", clock.now - 1))
+    bodies = [{"id": "r1", "status": status, "output": []} for status in ("failed", "cancelled", "completed") * 4]
+    done = await asyncio.gather(*(store.advance("r1", [(0, body["status"])], body) for body in bodies))  # type: ignore[list-item]
+    assert done.count(True) == 1
+    found = await store.get("r1", "ada")
+    assert found is not None
+    assert await store.events("r1", -1, 10) == [(0, found.body["status"])]
+
+
+async def test_only_leases_that_ran_out_are_abandoned(store: ResponseStore, clock: Clock) -> None:
+    await store.add(running("dead", clock.now - 1))
+    await store.add(running("alive", clock.now + 1))
+    await store.add(response("done"))
+    assert [each.id for each in await store.abandoned(clock.now)] == ["dead"]
+    # Its gateway was only slow: it comes back before anyone else has ended it.
+    assert await store.advance("dead", lease_expires=clock.now + 30)
+    assert not await store.advance("dead", body={"status": "failed"}, if_lease_before=clock.now)
+    assert await store.abandoned(clock.now) == []
+
+
+async def test_many_write_at_once(store: ResponseStore, clock: Clock) -> None:
+    await asyncio.gather(*(store.add(running(f"r{i}", clock.now + 30)) for i in range(40)))
+
+    async def work(id: str) -> None:
+        for number in range(5):
+            assert await store.advance(id, [(number, "text")], lease_expires=clock.now + 30)
+
+    await asyncio.gather(*(work(f"r{i}") for i in range(40)))
+    assert [await store.num_events(f"r{i}") for i in range(40)] == [5] * 40
+
+
+async def test_a_restarted_server_is_reached_again(server: postgresql.Server, clock: Clock) -> None:
+    database = Database(server.new_database("restarted"))
+    await database.migrate()
+    store = ResponseStore(database, 1000.0, clock)
+    await store.add(response("r1"))
+    await asyncio.to_thread(server.stop)
+    with pytest.raises(Unavailable):
+        await store.get("r1", "ada")
+    await asyncio.to_thread(server.resume)
+    assert await store.get("r1", "ada") is not None
+    await database.close()
