@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from chorus_cluster.errors import Unavailable
+from chorus_cluster.store.url import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,6 @@ _MIGRATION_LOCK = 0x63686F72
 # Whatever a database has; the driver's own are not always wrapped.
 _ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 _MIGRATIONS = Path(__file__).parent / "migrations"
-
-
-class StoreError(ValueError):
-    """The store can't be used; the message says why, and quotes no password."""
 
 
 class Database:

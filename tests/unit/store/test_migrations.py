@@ -11,8 +11,9 @@ from sqlalchemy import Connection, inspect
 from tests.support import postgresql
 
 from chorus_cluster.store import database as database_module
-from chorus_cluster.store.database import Database, StoreError, upgrade
+from chorus_cluster.store.database import Database, upgrade
 from chorus_cluster.store.models import Base
+from chorus_cluster.store.url import StoreError
 
 
 async def test_the_migrations_make_what_the_models_say(database: Database) -> None:

@@ -113,6 +113,8 @@ class ReasoningOptions(_Lenient):
     effort: str | None = Field(default=None, description="`low`, `medium` (the default) or `high`.")
     summary: str | None = Field(default=None, description="Accepted: the reasoning itself is sent, and no summary.")
     generate_summary: str | None = Field(default=None, json_schema_extra={"deprecated": True})
+    context: str | None = Field(default=None, description="Only `auto` and `current_turn`.")
+    mode: str | None = Field(default=None, description="Only `standard`.")
 
 
 class TextOptions(_Lenient):

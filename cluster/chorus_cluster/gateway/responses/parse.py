@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.parse import MAX_PARTS, parse_body, parse_effort, sampling_fields
-from chorus_cluster.gateway.request import ChatRequest
+from chorus_cluster.gateway.request import ChatRequest, ToolChoice
 from chorus_cluster.gateway.responses.http_models import ITEM_TYPES, MESSAGE, ResponsesBody
 from chorus_cluster.gateway.responses.items import read_items
 from chorus_cluster.gateway.responses.request import ResponseRequest
@@ -101,6 +101,12 @@ def _refuse_unserved(body: ResponsesBody) -> None:
             raise InvalidRequest(name, reason)
     if body.n not in (None, 1):
         raise InvalidRequest("n", "must be 1: a response is one answer")
+    if body.reasoning is not None and body.reasoning.context not in (None, "auto", "current_turn"):
+        raise InvalidRequest(
+            "reasoning.context", "must be 'current_turn': gpt-oss forgets its reasoning with the answer"
+        )
+    if body.reasoning is not None and body.reasoning.mode not in (None, "standard"):
+        raise InvalidRequest("reasoning.mode", "must be 'standard'")
     if body.text is not None and body.text.verbosity not in (None, "medium"):
         raise InvalidRequest("text.verbosity", "must be 'medium': gpt-oss knows no other")
     text_format = body.text.format if body.text is not None else None
@@ -132,10 +138,12 @@ def _effort(body: ResponsesBody) -> Effort:
         raise InvalidRequest("reasoning.effort", str(error.args[1])) from None
 
 
-def _tool_choice(body: ResponsesBody) -> Any:
+def _tool_choice(body: ResponsesBody) -> ToolChoice:
     choice = body.tool_choice
-    if choice in (None, "auto", "none"):
-        return choice or "auto"
+    if choice is None or choice == "auto":
+        return ToolChoice("auto")
+    if choice == "none":
+        return ToolChoice("none")
     raise InvalidRequest("tool_choice", "must be 'auto' or 'none': forced tool calls are not supported yet")
 
 

@@ -102,7 +102,7 @@ def custom_input(arguments: str) -> str:
 def _to_tool(tool: ResponseTool, name: str) -> Tool:
     description = tool.description or ""
     if tool.type == "function":
-        return Tool(name, description, tool.parameters)
+        return Tool(name, description, tool.parameters, strict=bool(tool.strict))
     kind = tool.format or {}
     if kind.get("type") == "grammar":
         grammar = f"The input must match this {kind.get('syntax', '')} grammar:\n{kind.get('definition', '')}"

@@ -248,6 +248,8 @@ BAD_BODIES: list[tuple[dict[str, Any], str | None]] = [
     ({"text": {"format": {"type": "json_object"}}}, "text.format"),
     ({"text": {"verbosity": "low"}}, "text.verbosity"),
     ({"reasoning": {"effort": "xhigh"}}, "reasoning.effort"),
+    ({"reasoning": {"context": "all_turns"}}, "reasoning.context"),
+    ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
     ({"include": ["everything"]}, "include[0]"),
     ({"metadata": {str(i): "x" for i in range(17)}}, "metadata"),
     ({"metadata": {"k": 5}}, "metadata.k"),
