@@ -9,6 +9,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from chorus_cluster.harmony.marked_text import decode_marked
 from chorus_cluster.routing.fake_client import FakeEngineClient
+from chorus_cluster.store.responses import StoredResponse
 
 BODY: dict[str, Any] = {"model": "fake-model", "input": "Hi"}
 WEATHER: dict[str, Any] = {
@@ -69,3 +70,12 @@ async def create(http: httpx.AsyncClient, **fields: Any) -> httpx.Response:
 def prompt(engine: FakeEngineClient, index: int = -1) -> str:
     """What the model was given, from the developer's message on."""
     return decode_marked(engine.requests[index].prompt_token_ids).split("<|end|>", 1)[1]
+
+
+# JSON that databases have been known to refuse or to change.
+ODD_TEXT = "a\x00b \U0001f600 \u2028 'quoted' %s :name"
+
+
+def stored_response(id: str, owner: str = "ada", status: str = "completed", **fields: Any) -> StoredResponse:
+    body = {"id": id, "status": status, "output": [{"id": f"out_{id}", "text": ODD_TEXT}]}
+    return StoredResponse(id, owner, body, [{"id": f"in_{id}"}], **fields)

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chorus_cluster.store.database import Database
 from chorus_cluster.store.models import ACTIVE_STATUSES, ResponseEventRow, ResponseRow
+from chorus_cluster.store.writes import GroupedWrites
 
 # Responses that follow one another. Each has a message at least, of which a request may have as many.
 MAX_CHAIN = 4096
@@ -53,6 +54,7 @@ class ResponseStore:
         self._database = database
         self._ttl_s = ttl_s
         self._clock = clock
+        self._writes = GroupedWrites(database)
 
     async def add(self, response: StoredResponse) -> None:
         """Keeps a new response for the time to live; what it goes on from is kept as long."""
@@ -69,13 +71,16 @@ class ResponseStore:
             "has_events": response.has_events,
             "lease_expires": response.lease_expires,
         }
-        async with self._database.transaction() as connection:
-            await connection.execute(insert(ResponseRow).values(values))
+
+        async def write(connection: AsyncConnection) -> None:
+            await connection.execute(insert(ResponseRow), values)
             if response.previous_id is not None:
                 chain = await _chain_ids(connection, response.previous_id, self._visible(response.owner))
                 await connection.execute(
                     update(ResponseRow).where(ResponseRow.id.in_(chain)).values(expires=now + self._ttl_s)
                 )
+
+        await self._writes.run(write)
 
     async def get(self, id: str, owner: str) -> StoredResponse | None:
         query = select(ResponseRow.__table__).where(ResponseRow.id == id, self._visible(owner))
@@ -104,9 +109,12 @@ class ResponseStore:
 
     async def delete(self, id: str, owner: str) -> bool:
         """Whether there was one."""
-        async with self._database.transaction() as connection:
-            done = await connection.execute(delete(ResponseRow).where(ResponseRow.id == id, self._visible(owner)))
-        return done.rowcount > 0
+        query = delete(ResponseRow).where(ResponseRow.id == id, self._visible(owner))
+
+        async def write(connection: AsyncConnection) -> bool:
+            return (await connection.execute(query)).rowcount > 0
+
+        return await self._writes.run(write)
 
     async def advance(
         self,
@@ -128,14 +136,17 @@ class ResponseStore:
         where = [ResponseRow.id == id, ResponseRow.status.in_(ACTIVE_STATUSES)]
         if if_lease_before is not None:
             where.append(ResponseRow.lease_expires < if_lease_before)
-        async with self._database.transaction() as connection:
+        rows = [{"response_id": id, "sequence_number": number, "text": text} for number, text in events]
+
+        async def write(connection: AsyncConnection) -> bool:
             done = await connection.execute(update(ResponseRow).where(*where).values(values))
             if done.rowcount == 0:
                 return False
-            if events:
-                rows = [{"response_id": id, "sequence_number": number, "text": text} for number, text in events]
+            if rows:
                 await connection.execute(insert(ResponseEventRow), rows)
-        return True
+            return True
+
+        return await self._writes.run(write)
 
     async def events(self, id: str, after: int, limit: int) -> list[tuple[int, str]]:
         """(sequence number, text) of the events behind `after`. Whether an owner may see them is for `get` to say."""

@@ -1,23 +1,16 @@
 """Stored responses, on both databases."""
 
 import asyncio
-from typing import Any
 
 import pytest
 from tests.support import postgresql
 from tests.support.clock import Clock
+from tests.support.responses import ODD_TEXT
+from tests.support.responses import stored_response as response
 
 from chorus_cluster.errors import Unavailable
 from chorus_cluster.store.database import Database
 from chorus_cluster.store.responses import ResponseStore, StoredResponse
-
-# JSON that databases have been known to refuse or to change.
-ODD_TEXT = "a\x00b \U0001f600 \u2028 'quoted' %s :name"
-
-
-def response(id: str, owner: str = "ada", status: str = "completed", **fields: Any) -> StoredResponse:
-    body = {"id": id, "status": status, "output": [{"id": f"out_{id}", "text": ODD_TEXT}]}
-    return StoredResponse(id, owner, body, [{"id": f"in_{id}"}], **fields)
 
 
 def running(id: str, lease_expires: float) -> StoredResponse:

@@ -5,7 +5,13 @@ from typing import Any, Final
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.parse import MAX_PARTS, parse_body, parse_effort, sampling_fields
 from chorus_cluster.gateway.request import ChatRequest, ToolChoice
-from chorus_cluster.gateway.responses.http_models import ITEM_TYPES, MESSAGE, ResponsesBody
+from chorus_cluster.gateway.responses.http_models import (
+    ITEM_TYPES,
+    MESSAGE,
+    ReasoningOptions,
+    ResponsesBody,
+    TextOptions,
+)
 from chorus_cluster.gateway.responses.items import read_items
 from chorus_cluster.gateway.responses.request import ResponseRequest
 from chorus_cluster.gateway.responses.tools import read_tools
@@ -90,28 +96,22 @@ def _check_items(value: Any) -> None:
 
 def _refuse_unserved(body: ResponsesBody) -> None:
     """Refuses what would change the answer and is not served, so that nobody takes an answer for what it is not."""
-    reasons = {
-        "conversation": "is not supported; use 'previous_response_id'",
-        "prompt": "is not supported: there are no prompt templates here",
-        "context_management": "is not supported; 'truncation': 'auto' leaves out what doesn't fit",
-        "moderation": "is not supported",
-    }
-    for name, reason in reasons.items():
-        if getattr(body, name):
+    reasoning, text = body.reasoning or ReasoningOptions(), body.text or TextOptions()
+    # Field, value, the values that mean what is done anyway, and what is wrong with others.
+    fields: tuple[tuple[str, Any, tuple[Any, ...], str], ...] = (
+        ("conversation", body.conversation, (), "is not supported; use 'previous_response_id'"),
+        ("prompt", body.prompt, (), "is not supported: there are no prompt templates here"),
+        ("context_management", body.context_management, ([],), "is not supported; 'truncation': 'auto' is"),
+        ("moderation", body.moderation, (), "is not supported"),
+        ("n", body.n, (1,), "must be 1: a response is one answer"),
+        ("reasoning.context", reasoning.context, ("auto", "current_turn"), "must be 'auto' or 'current_turn'"),
+        ("reasoning.mode", reasoning.mode, ("standard",), "must be 'standard'"),
+        ("text.verbosity", text.verbosity, ("medium",), "must be 'medium': gpt-oss knows no other"),
+        ("text.format", text.format, ({"type": "text"},), "must be {'type': 'text'}: JSON comes unforced"),
+    )
+    for name, value, served, reason in fields:
+        if value is not None and value not in served:
             raise InvalidRequest(name, reason)
-    if body.n not in (None, 1):
-        raise InvalidRequest("n", "must be 1: a response is one answer")
-    if body.reasoning is not None and body.reasoning.context not in (None, "auto", "current_turn"):
-        raise InvalidRequest(
-            "reasoning.context", "must be 'current_turn': gpt-oss forgets its reasoning with the answer"
-        )
-    if body.reasoning is not None and body.reasoning.mode not in (None, "standard"):
-        raise InvalidRequest("reasoning.mode", "must be 'standard'")
-    if body.text is not None and body.text.verbosity not in (None, "medium"):
-        raise InvalidRequest("text.verbosity", "must be 'medium': gpt-oss knows no other")
-    text_format = body.text.format if body.text is not None else None
-    if text_format not in (None, {"type": "text"}):
-        raise InvalidRequest("text.format", "must be {'type': 'text'}: JSON comes unforced")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options", "is only allowed with 'stream': true")
     if body.max_tool_calls is not None and body.max_tool_calls < 1:
