@@ -4,7 +4,8 @@ from typing import Any, Final
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.parse import MAX_PARTS, parse_body, parse_effort, sampling_fields
-from chorus_cluster.gateway.request import ChatRequest, ToolChoice
+from chorus_cluster.gateway.request import ChatRequest
+from chorus_cluster.gateway.responses.guides import read_text_format, read_tool_choice
 from chorus_cluster.gateway.responses.http_models import (
     ITEM_TYPES,
     MESSAGE,
@@ -43,18 +44,20 @@ def parse_response_body(value: Any) -> ResponseRequest:
     _refuse_unserved(body)
     _check_metadata(body.metadata or {})
     toolbox = read_tools(body.tools or ())
-    effort = _effort(body)
+    text = body.text or TextOptions()
     chat = ChatRequest(
         model=body.model,
         messages=(),
         tools=toolbox.tools,
-        tool_choice=_tool_choice(body),
-        effort=effort,
+        tool_choice=read_tool_choice(body.tool_choice, toolbox),
+        output_format=read_text_format(text.format),
+        effort=_effort(body),
         max_tokens=body.max_output_tokens,
         max_tokens_field="max_output_tokens",
         top_logprobs=_top_logprobs(body),
         **sampling_fields(body),
     )
+    _refuse_guides(chat)
     if body.background and body.store is False:
         raise InvalidRequest("background", "needs 'store': true, which keeps the response until it is asked for")
     return ResponseRequest(
@@ -107,7 +110,6 @@ def _refuse_unserved(body: ResponsesBody) -> None:
         ("reasoning.context", reasoning.context, ("auto", "current_turn"), "must be 'auto' or 'current_turn'"),
         ("reasoning.mode", reasoning.mode, ("standard",), "must be 'standard'"),
         ("text.verbosity", text.verbosity, ("medium",), "must be 'medium': gpt-oss knows no other"),
-        ("text.format", text.format, ({"type": "text"},), "must be {'type': 'text'}: JSON comes unforced"),
     )
     for name, value, served, reason in fields:
         if value is not None and value not in served:
@@ -138,13 +140,12 @@ def _effort(body: ResponsesBody) -> Effort:
         raise InvalidRequest("reasoning.effort", str(error.args[1])) from None
 
 
-def _tool_choice(body: ResponsesBody) -> ToolChoice:
-    choice = body.tool_choice
-    if choice is None or choice == "auto":
-        return ToolChoice("auto")
-    if choice == "none":
-        return ToolChoice("none")
-    raise InvalidRequest("tool_choice", "must be 'auto' or 'none': forced tool calls are not supported yet")
+def _refuse_guides(chat: ChatRequest) -> None:
+    """What no engine holds the model to yet."""
+    if chat.tool_choice.mode == "required" or chat.tool_choice.names:
+        raise InvalidRequest("tool_choice", "must be 'auto' or 'none': forced tool calls are not supported yet")
+    if chat.output_format is not None:
+        raise InvalidRequest("text.format", "must be {'type': 'text'}: JSON comes unforced")
 
 
 def _top_logprobs(body: ResponsesBody) -> int | None:
@@ -169,7 +170,7 @@ def _echo(body: ResponsesBody, chat: ChatRequest, tools: list[dict[str, Any]]) -
         "reasoning": {"effort": chat.effort.value, "summary": None},
         "service_tier": "default",
         "temperature": chat.temperature,
-        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "text": {"format": (body.text and body.text.format) or {"type": "text"}, "verbosity": "medium"},
         "tool_choice": body.tool_choice or "auto",
         "tools": tools,
         "top_logprobs": body.top_logprobs or 0,
