@@ -13,6 +13,7 @@ from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from chorus_cluster.errors import Unavailable
 from chorus_cluster.store.url import StoreError
@@ -48,15 +49,19 @@ class Database:
 
         Errors: StoreError.
         """
+        # Of its own: it may take longer than a request waits.
+        engine = _sqlite_engine(self._url) if self.is_sqlite else create_async_engine(self._url, poolclass=NullPool)
         try:
-            async with self._engine.begin() as connection:
+            async with engine.begin() as connection:
                 if not self.is_sqlite:
                     await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
                 await connection.run_sync(upgrade)
-        except _ERRORS as error:
-            # Its own text may hold the URL.
+        except (*_ERRORS, TypeError, ValueError) as error:
+            # The last two: the URL has parameters that the driver doesn't know. Errors' own texts may hold the URL.
             logger.debug("Migrating failed", exc_info=True)
             raise StoreError(f"the store at {self} can't be used ({type(error).__name__})") from None
+        finally:
+            await engine.dispose()
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -103,6 +108,9 @@ def _to_driver_url(text: str) -> URL:
         raise StoreError("store.url: must begin with sqlite:/// or postgresql://")
     if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
         raise StoreError("store.url: must name a file, as sqlite:////var/lib/chorus/store.sqlite3 does")
+    if "sslmode" in url.query:
+        # What libpq calls it, and most URLs have.
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": url.query["sslmode"]})
     return url.set(drivername=driver)
 
 

@@ -29,10 +29,12 @@ class ResponseRow(Base):
     previous_id: Mapped[str | None] = mapped_column(_ID)
     # Also in `body`; here it can be asked for, and changed only by one.
     status: Mapped[str] = mapped_column(String(16))
-    # The API's response object.
+    # The API's response object, without its output.
     body: Mapped[dict[str, Any]] = mapped_column(JSON)
-    # The items that were new with this response.
-    input_items: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    # Lists of items, as JSON: those that were new with this response, and its output. What goes on from a response
+    # reads these alone.
+    input_items: Mapped[str] = mapped_column(Text)
+    output: Mapped[str] = mapped_column(Text)
     # Whether its events are kept, to be streamed again.
     has_events: Mapped[bool]
     # In the background: until when its gateway has promised to look after it.

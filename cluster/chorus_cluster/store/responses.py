@@ -3,6 +3,7 @@
 An owner's rows are seen by that owner alone, and a row whose time is over by nobody, deleted or not.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from chorus_cluster.store.writes import GroupedWrites
 
 # Responses that follow one another. Each has a message at least, of which a request may have as many.
 MAX_CHAIN = 4096
+# Characters of all their items together: far more than a context holds, and no more than a gateway reads in a moment.
+MAX_CHAIN_CHARACTERS = 2**25
 # Rows that one statement deletes, so that none holds a lock for long.
 _DELETE_BATCH = 500
 
@@ -40,11 +43,25 @@ class StoredResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
-    """Responses that follow one another, oldest first. `is_whole`: nothing that the oldest goes on from is gone."""
+class Link:
+    """What a response adds to the conversation."""
 
-    responses: list[StoredResponse]
+    id: str
+    status: str
+    input_items: list[dict[str, Any]]
+    output: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Responses that follow one another, oldest first.
+
+    `is_whole`: nothing is missing before the oldest. `is_cut`: what is missing is too much to be read.
+    """
+
+    links: list[Link]
     is_whole: bool
+    is_cut: bool
 
 
 class ResponseStore:
@@ -65,11 +82,10 @@ class ResponseStore:
             "created": now,
             "expires": now + self._ttl_s,
             "previous_id": response.previous_id,
-            "status": response.body["status"],
-            "body": response.body,
-            "input_items": response.input_items,
+            "input_items": _encode(response.input_items),
             "has_events": response.has_events,
             "lease_expires": response.lease_expires,
+            **_body_values(response.body),
         }
 
         async def write(connection: AsyncConnection) -> None:
@@ -96,16 +112,24 @@ class ResponseStore:
     async def chain(self, id: str, owner: str) -> Chain | None:
         """A response with all that it goes on from."""
         visible = self._visible(owner)
+        columns = (
+            ResponseRow.id,
+            ResponseRow.previous_id,
+            ResponseRow.status,
+            ResponseRow.input_items,
+            ResponseRow.output,
+        )
         async with self._database.reading() as connection:
             ids = await _chain_ids(connection, id, visible)
-            rows = (
-                await connection.execute(select(ResponseRow.__table__).where(ResponseRow.id.in_(ids), visible))
-            ).all()
-        by_id = {row.id: _to_stored(row) for row in rows}
-        responses = [by_id[each] for each in reversed(ids) if each in by_id]
-        if not responses:
+            rows = (await connection.execute(select(*columns).where(ResponseRow.id.in_(ids), visible))).all()
+        found = {row.id: row for row in rows}
+        newest_first = [found[each] for each in ids if each in found]
+        if not newest_first:
             return None
-        return Chain(responses, responses[0].previous_id is None and len(responses) == len(ids))
+        missing = newest_first[-1].previous_id
+        links = [Link(row.id, row.status, json.loads(row.input_items), json.loads(row.output)) for row in newest_first]
+        is_cut = missing is not None and await self.status(missing, owner) is not None
+        return Chain(links[::-1], missing is None and len(links) == len(ids), is_cut)
 
     async def delete(self, id: str, owner: str) -> bool:
         """Whether there was one."""
@@ -132,7 +156,7 @@ class ResponseStore:
         """
         values: dict[str, Any] = {"lease_expires": lease_expires}
         if body is not None:
-            values |= {"body": body, "status": body["status"]}
+            values |= _body_values(body)
         where = [ResponseRow.id == id, ResponseRow.status.in_(ACTIVE_STATUSES)]
         if if_lease_before is not None:
             where.append(ResponseRow.lease_expires < if_lease_before)
@@ -185,23 +209,42 @@ class ResponseStore:
 
 
 async def _chain_ids(connection: AsyncConnection, id: str, visible: ColumnElement[bool]) -> list[str]:
-    """The response's id, that of the one before it, and so on."""
-    zero = literal_column("0", Integer)
-    first = select(ResponseRow.id, ResponseRow.previous_id, zero.label("depth")).where(ResponseRow.id == id, visible)
+    """The response's id, that of the one before it, and so on, as far as they are read."""
+    num_characters = func.length(ResponseRow.input_items) + func.length(ResponseRow.output)
+    first = select(
+        ResponseRow.id,
+        ResponseRow.previous_id,
+        literal_column("1", Integer).label("depth"),
+        num_characters.label("num_characters"),
+    ).where(ResponseRow.id == id, visible)
     chain = first.cte("chain", recursive=True)
-    earlier = select(ResponseRow.id, ResponseRow.previous_id, chain.c.depth + 1).where(
-        ResponseRow.id == chain.c.previous_id, visible, chain.c.depth < MAX_CHAIN
+    earlier = select(
+        ResponseRow.id, ResponseRow.previous_id, chain.c.depth + 1, chain.c.num_characters + num_characters
+    ).where(
+        ResponseRow.id == chain.c.previous_id,
+        visible,
+        chain.c.depth < MAX_CHAIN,
+        chain.c.num_characters < MAX_CHAIN_CHARACTERS,
     )
     chain = chain.union_all(earlier)
     return list((await connection.execute(select(chain.c.id).order_by(chain.c.depth))).scalars())
+
+
+def _encode(items: list[dict[str, Any]]) -> str:
+    return json.dumps(items, ensure_ascii=False, separators=(",", ":"))
+
+
+def _body_values(body: dict[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in body.items() if name != "output"}
+    return {"status": body["status"], "body": rest, "output": _encode(body["output"])}
 
 
 def _to_stored(row: Row[Any]) -> StoredResponse:
     return StoredResponse(
         id=row.id,
         owner=row.owner,
-        body=row.body,
-        input_items=row.input_items,
+        body=row.body | {"output": json.loads(row.output)},
+        input_items=json.loads(row.input_items),
         previous_id=row.previous_id,
         has_events=row.has_events,
         lease_expires=row.lease_expires,

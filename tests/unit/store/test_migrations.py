@@ -69,6 +69,11 @@ def test_other_urls_are_refused(url: str, message: str) -> None:
         Database(url)
 
 
+def test_what_libpq_calls_sslmode_is_understood() -> None:
+    database = Database("postgresql://chorus:secret@db.example.com/chorus?sslmode=require")
+    assert str(database) == ("postgresql+asyncpg://chorus:***@db.example.com/chorus?ssl=require")
+
+
 async def test_a_server_that_is_not_there_is_told_without_the_password() -> None:
     database = Database("postgresql://chorus:secret@127.0.0.1:1/chorus")
     with pytest.raises(StoreError) as error:
@@ -79,7 +84,8 @@ async def test_a_server_that_is_not_there_is_told_without_the_password() -> None
 
 
 async def test_a_wrong_database_is_told(server: postgresql.Server) -> None:
-    database = Database(server.url("missing"))
-    with pytest.raises(StoreError, match="can't be used"):
-        await database.migrate()
-    await database.close()
+    for url in (server.url("missing"), f"{server.url('postgres')}&unknown=1", f"{server.url('postgres')}&sslmode=no"):
+        database = Database(url)
+        with pytest.raises(StoreError, match="can't be used"):
+            await database.migrate()
+        await database.close()

@@ -9,6 +9,7 @@ from tests.support.responses import ODD_TEXT
 from tests.support.responses import stored_response as response
 
 from chorus_cluster.errors import Unavailable
+from chorus_cluster.store import responses as responses_module
 from chorus_cluster.store.database import Database
 from chorus_cluster.store.responses import ResponseStore, StoredResponse
 
@@ -41,7 +42,7 @@ async def test_a_chain_is_of_one_owner(store: ResponseStore) -> None:
     await store.add(response("r2", previous_id="r1"))
     chain = await store.chain("r2", "ada")
     assert chain is not None
-    assert ([each.id for each in chain.responses], chain.is_whole) == (["r2"], False)
+    assert ([each.id for each in chain.links], chain.is_whole) == (["r2"], False)
 
 
 async def test_a_chain_is_oldest_first(store: ResponseStore) -> None:
@@ -51,11 +52,30 @@ async def test_a_chain_is_oldest_first(store: ResponseStore) -> None:
     await store.add(response("other", previous_id="r1"))
     chain = await store.chain("r3", "ada")
     assert chain is not None
-    assert ([each.id for each in chain.responses], chain.is_whole) == (["r1", "r2", "r3"], True)
+    assert ([each.id for each in chain.links], chain.is_whole) == (["r1", "r2", "r3"], True)
     assert await store.delete("r2", "ada")
     chain = await store.chain("r3", "ada")
     assert chain is not None
-    assert ([each.id for each in chain.responses], chain.is_whole) == (["r3"], False)
+    assert ([each.id for each in chain.links], chain.is_whole) == (["r3"], False)
+
+
+async def test_a_chain_ends_where_it_gets_too_long(store: ResponseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(6):
+        await store.add(response(f"r{i}", previous_id=f"r{i - 1}" if i else None))
+    whole = await store.chain("r5", "ada")
+    assert whole is not None and (len(whole.links), whole.is_whole, whole.is_cut) == (6, True, False)
+    assert whole.links[0].output == response("r0").body["output"]
+    monkeypatch.setattr(responses_module, "MAX_CHAIN_CHARACTERS", 150)
+    cut = await store.chain("r5", "ada")
+    assert cut is not None and (cut.is_whole, cut.is_cut) == (False, True)
+    assert 1 < len(cut.links) < 6 and cut.links[-1].id == "r5"
+    monkeypatch.undo()
+    monkeypatch.setattr(responses_module, "MAX_CHAIN", 2)
+    cut = await store.chain("r5", "ada")
+    assert cut is not None and ([each.id for each in cut.links], cut.is_cut) == (["r4", "r5"], True)
+    assert await store.delete("r3", "ada")
+    gone = await store.chain("r5", "ada")
+    assert gone is not None and (gone.is_whole, gone.is_cut) == (False, False)
 
 
 async def test_after_its_time_a_response_is_gone(store: ResponseStore, database: Database, clock: Clock) -> None:
@@ -83,7 +103,7 @@ async def test_what_a_response_goes_on_from_is_kept_as_long(store: ResponseStore
     await store.add(response("r3", previous_id="r2"))
     clock.now += 900
     chain = await store.chain("r3", "ada")
-    assert chain is not None and chain.is_whole and len(chain.responses) == 3
+    assert chain is not None and chain.is_whole and len(chain.links) == 3
 
 
 async def test_events_are_read_from_where_one_left_off(store: ResponseStore, clock: Clock) -> None:
@@ -125,7 +145,7 @@ async def test_only_leases_that_ran_out_are_abandoned(store: ResponseStore, cloc
     assert [each.id for each in await store.abandoned(clock.now)] == ["dead"]
     # Its gateway was only slow: it comes back before anyone else has ended it.
     assert await store.advance("dead", lease_expires=clock.now + 30)
-    assert not await store.advance("dead", body={"status": "failed"}, if_lease_before=clock.now)
+    assert not await store.advance("dead", body={"status": "failed", "output": []}, if_lease_before=clock.now)
     assert await store.abandoned(clock.now) == []
 
 

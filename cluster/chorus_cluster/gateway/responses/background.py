@@ -101,16 +101,16 @@ class BackgroundJobs:
         Errors: Unavailable.
         """
         while True:
-            # In this order: the last events and the end are written together.
-            status = await self._store.status(id, owner)
             events = await self._store.events(id, after, _EVENTS_AT_ONCE)
+            if not events and await self._store.status(id, owner) not in ACTIVE_STATUSES:
+                # Once more: the last events and the end are written together.
+                events = await self._store.events(id, after, _EVENTS_AT_ONCE)
+                if not events:
+                    return
             if events:
                 after = events[-1][0]
                 yield [text for _, text in events]
-            elif status not in ACTIVE_STATUSES:
-                return
-            else:
-                await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(0 if len(events) == _EVENTS_AT_ONCE else _POLL_S)
 
     async def keep_up(self) -> None:
         """Ends what was abandoned, and deletes what has expired, again and again."""

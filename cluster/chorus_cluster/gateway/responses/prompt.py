@@ -24,6 +24,7 @@ _ROOM_FOR_ANSWER: Final = 0.25
 _MARKUP_TOKENS: Final = 24
 _MESSAGE_FIELD: Final = re.compile(r"messages\[(\d+)\](?:\.tool_calls\[(\d+)\])?(.*)")
 _TOOL_FIELD: Final = re.compile(r"tools\[(\d+)\]\.function(.*)")
+_FORMAT_FIELD: Final = "response_format.json_schema"
 _SUFFIXES: Final = {".tool_call_id": ".call_id", ".function.name": ".name"}
 
 
@@ -53,6 +54,8 @@ class Prompt:
                 return _PREVIOUS
             suffix = _SUFFIXES.get(match[3], match[3])
             return f"input[{origin - self.num_history + int(match[2] or 0)}]{suffix}"
+        if field.startswith(_FORMAT_FIELD):
+            return "text.format" + field.removeprefix(_FORMAT_FIELD)
         return "input" if field == "messages" else field
 
 

@@ -5,11 +5,11 @@ request, its events become items, and the whole is kept before its end is told. 
 happens in a task of the gateway that took the request, which writes to the store as it goes (`background.py`).
 """
 
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from chorus_cluster.errors import ContextTooLong, InvalidRequest, ResponseNotFound
 from chorus_cluster.gateway.chat import ChatService
@@ -21,10 +21,12 @@ from chorus_cluster.gateway.responses.request import ResponseRequest
 from chorus_cluster.gateway.responses.run import ResponseRun
 from chorus_cluster.gateway.responses.writer import ResponseWriter
 from chorus_cluster.gateway.stream import ChatStream
-from chorus_cluster.store.responses import ResponseStore, StoredResponse
+from chorus_cluster.store.models import ACTIVE_STATUSES
+from chorus_cluster.store.responses import Link, ResponseStore, StoredResponse
 
 _NO_STORE = "this server keeps no responses: it has no store (store.url)"
 _PREVIOUS = "previous_response_id"
+_ID = re.compile(r"resp_[0-9a-f]{48}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +111,14 @@ class ResponsesService:
 
     async def get(self, id: str, owner: str) -> StoredResponse:
         """Errors: ResponseNotFound, also where it is another owner's."""
-        found = None if self._store is None else await self._store.get(id, owner)
+        found = await self._store.get(id, owner) if self._store is not None and _is_id(id) else None
         if found is None:
             raise ResponseNotFound(id)
         return found
 
     async def delete(self, id: str, owner: str) -> None:
         """In the background, it ends. Errors: ResponseNotFound."""
-        if self._store is None or self.jobs is None or not await self._store.delete(id, owner):
+        if self._store is None or self.jobs is None or not (_is_id(id) and await self._store.delete(id, owner)):
             raise ResponseNotFound(id)
         self.jobs.end(id)
 
@@ -137,10 +139,10 @@ class ResponsesService:
 
     async def input_items(self, id: str, owner: str) -> list[Item]:
         """What the model was given: the items of the responses before it, with theirs. Errors: ResponseNotFound."""
-        chain = None if self._store is None else await self._store.chain(id, owner)
+        chain = await self._store.chain(id, owner) if self._store is not None and _is_id(id) else None
         if chain is None:
             raise ResponseNotFound(id)
-        return [*_items_of(chain.responses[:-1]), *chain.responses[-1].input_items]
+        return [*_items_of(chain.links[:-1]), *chain.links[-1].input_items]
 
     def follow(self, found: StoredResponse, after: int) -> AsyncGenerator[list[str], None]:
         """The events behind `after` of a response in the background, to its end, whichever gateway makes it."""
@@ -149,21 +151,24 @@ class ResponsesService:
         return self.jobs.follow(found.id, found.owner, after)
 
     async def _prompt(self, request: ResponseRequest, owner: str) -> Prompt:
-        return build_prompt(request, await self._history(request.previous_id, owner))
+        return build_prompt(request, await self._history(request, owner))
 
-    async def _history(self, id: str | None, owner: str) -> list[Item]:
+    async def _history(self, request: ResponseRequest, owner: str) -> list[Item]:
+        id = request.previous_id
         if id is None:
             return []
         if self._store is None:
             raise InvalidRequest(_PREVIOUS, _NO_STORE)
-        chain = await self._store.chain(id, owner)
+        chain = await self._store.chain(id, owner) if _is_id(id) else None
         if chain is None:
             raise ResponseNotFound(id, _PREVIOUS)
-        if not chain.is_whole:
+        if chain.is_cut and not request.truncate:
+            raise ContextTooLong(_PREVIOUS, "goes on from more than any context holds")
+        if not chain.is_whole and not chain.is_cut:
             raise InvalidRequest(_PREVIOUS, "goes on from a response that was deleted or has expired")
-        if chain.responses[-1].is_active:
+        if chain.links[-1].status in ACTIVE_STATUSES:
             raise InvalidRequest(_PREVIOUS, "is of a response that has not ended yet")
-        return _items_of(chain.responses)
+        return _items_of(chain.links)
 
     def _is_stored(self, request: ResponseRequest) -> bool:
         if self._store is None and request.store:
@@ -179,5 +184,10 @@ def _new_id() -> str:
     return f"resp_{secrets.token_hex(24)}"
 
 
-def _items_of(responses: Sequence[StoredResponse]) -> list[dict[str, Any]]:
-    return [item for each in responses for item in (*each.input_items, *each.body["output"])]
+def _is_id(text: str) -> bool:
+    """Anything else was not made here, and may hold what a database refuses."""
+    return _ID.fullmatch(text) is not None
+
+
+def _items_of(links: Sequence[Link]) -> list[Item]:
+    return [item for link in links for item in (*link.input_items, *link.output)]

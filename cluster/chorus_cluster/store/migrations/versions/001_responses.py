@@ -17,7 +17,8 @@ def upgrade() -> None:
         sa.Column("previous_id", sa.String(64)),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("body", sa.JSON, nullable=False),
-        sa.Column("input_items", sa.JSON, nullable=False),
+        sa.Column("input_items", sa.Text, nullable=False),
+        sa.Column("output", sa.Text, nullable=False),
         sa.Column("has_events", sa.Boolean, nullable=False),
         sa.Column("lease_expires", sa.Float),
     )
