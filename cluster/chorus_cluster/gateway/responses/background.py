@@ -3,7 +3,7 @@
 A job is a task of the gateway that took the request. Several times a second it writes what there is to the store, and
 with that renews its lease; if the store says that the response has ended (cancelled, deleted, given up), the job ends.
 So any gateway can cancel any response, and stream any response's events. A lease that runs out is of a gateway that is
-gone: the first other one to notice marks the response failed (docs/decisions/064).
+gone: the first other one to notice marks the response failed (docs/decisions/063).
 """
 
 import asyncio

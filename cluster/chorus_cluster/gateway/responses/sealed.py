@@ -1,7 +1,7 @@
 """`encrypted_content`: the reasoning as text that a client keeps and sends back, where nothing is stored.
 
 It is encoded, not encrypted. The same item shows the reasoning in the clear, as gpt-oss's is meant to be seen, so there
-is nothing to hide; and who may write any conversation has nothing to forge (docs/decisions/063).
+is nothing to hide; and who may write any conversation has nothing to forge (docs/decisions/062).
 """
 
 import base64
