@@ -1,15 +1,13 @@
 """What the model is held to: which tools it may or must call, and the form of its answer."""
 
-import json
 from typing import Any, Final
 
 from chorus_cluster.errors import InvalidRequest
+from chorus_cluster.gateway.formats import ANY_OBJECT, json_schema_format
 from chorus_cluster.gateway.request import OutputFormat, ToolChoice
 from chorus_cluster.gateway.responses.tools import Toolbox, harmony_name
-from chorus_cluster.harmony.conversation import ResponseFormat
 
 _CHOICES: Final = "must be 'auto', 'none', 'required', or an object of type 'function', 'custom' or 'allowed_tools'"
-_FORMATS: Final = "must be 'text', 'json_object' or 'json_schema'"
 _FORMAT: Final = "text.format"
 
 
@@ -52,18 +50,10 @@ def _declared(tool: Any, field: str, toolbox: Toolbox) -> str:
 def read_text_format(value: dict[str, Any] | None) -> OutputFormat | None:
     """Errors: InvalidRequest."""
     kind = "text" if value is None else value.get("type")
-    if value is None or kind == "text":
+    if kind == "text":
         return None
     if kind == "json_object":
-        return OutputFormat("json_schema", '{"type":"object"}', _FORMAT)
+        return OutputFormat("json_schema", ANY_OBJECT, _FORMAT)
     if kind != "json_schema":
-        raise InvalidRequest(f"{_FORMAT}.type", _FORMATS)
-    name, schema, description = value.get("name"), value.get("schema"), value.get("description") or ""
-    if not isinstance(name, str):
-        raise InvalidRequest(f"{_FORMAT}.name", "must be a string")
-    if not isinstance(schema, dict):
-        raise InvalidRequest(f"{_FORMAT}.schema", "must be an object")
-    if not isinstance(description, str):
-        raise InvalidRequest(f"{_FORMAT}.description", "must be a string")
-    announced = ResponseFormat(name, schema, description)
-    return OutputFormat("json_schema", json.dumps(schema, ensure_ascii=False), f"{_FORMAT}.schema", announced)
+        raise InvalidRequest(f"{_FORMAT}.type", "must be 'text', 'json_object' or 'json_schema'")
+    return json_schema_format(value, _FORMAT)

@@ -104,7 +104,7 @@ class ResponseTool(_Lenient):
     name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of a function's arguments.")
-    strict: bool | None = None
+    strict: bool | None = Field(default=None, description="Arguments are held to `parameters`; default false.")
     format: dict[str, Any] | None = Field(default=None, description="Of a custom tool's input; told to the model.")
     tools: "list[ResponseTool] | None" = Field(default=None, description="Of a namespace.")
 
@@ -118,7 +118,7 @@ class ReasoningOptions(_Lenient):
 
 
 class TextOptions(_Lenient):
-    format: dict[str, Any] | None = None
+    format: dict[str, Any] | None = Field(default=None, description="`text`, `json_object` or `json_schema`.")
     verbosity: str | None = Field(default=None, description="Only `medium`.")
 
 
@@ -137,9 +137,14 @@ class ResponsesBody(GenerationBody):
     store: bool | None = Field(default=None, description="Default true, where the server has a store.")
     background: bool | None = None
     tools: Elements[ResponseTool] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: str | dict[str, Any] | None = Field(
+        default=None, description="`auto`, `none`, `required`, a function or custom tool, or `allowed_tools`."
+    )
     reasoning: ReasoningOptions | None = None
     text: TextOptions | None = None
+    thinking_token_budget: int | None = Field(
+        default=None, description="Most tokens of reasoning; then the answer begins."
+    )
     max_output_tokens: int | None = Field(default=None, description="Reasoning included.")
     include: Elements[str] | None = None
     top_logprobs: int | None = Field(default=None, description="0 to 20; needs `message.output_text.logprobs`.")
@@ -162,7 +167,6 @@ class ResponsesBody(GenerationBody):
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     safety_identifier: str | None = None
-    service_tier: Any = None
     user: str | None = None
 
 

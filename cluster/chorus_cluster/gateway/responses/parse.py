@@ -52,12 +52,12 @@ def parse_response_body(value: Any) -> ResponseRequest:
         tool_choice=read_tool_choice(body.tool_choice, toolbox),
         output_format=read_text_format(text.format),
         effort=_effort(body),
+        max_reasoning_tokens=body.thinking_token_budget,
         max_tokens=body.max_output_tokens,
         max_tokens_field="max_output_tokens",
         top_logprobs=_top_logprobs(body),
         **sampling_fields(body),
     )
-    _refuse_guides(chat)
     if body.background and body.store is False:
         raise InvalidRequest("background", "needs 'store': true, which keeps the response until it is asked for")
     return ResponseRequest(
@@ -140,14 +140,6 @@ def _effort(body: ResponsesBody) -> Effort:
         raise InvalidRequest("reasoning.effort", str(error.args[1])) from None
 
 
-def _refuse_guides(chat: ChatRequest) -> None:
-    """What no engine holds the model to yet."""
-    if chat.tool_choice.mode == "required" or chat.tool_choice.names:
-        raise InvalidRequest("tool_choice", "must be 'auto' or 'none': forced tool calls are not supported yet")
-    if chat.output_format is not None:
-        raise InvalidRequest("text.format", "must be {'type': 'text'}: JSON comes unforced")
-
-
 def _top_logprobs(body: ResponsesBody) -> int | None:
     if _LOGPROBS in (body.include or ()):
         return body.top_logprobs or 0
@@ -168,7 +160,7 @@ def _echo(body: ResponsesBody, chat: ChatRequest, tools: list[dict[str, Any]]) -
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "reasoning": {"effort": chat.effort.value, "summary": None},
-        "service_tier": "default",
+        "service_tier": "default" if body.service_tier in (None, "auto") else body.service_tier,
         "temperature": chat.temperature,
         "text": {"format": (body.text and body.text.format) or {"type": "text"}, "verbosity": "medium"},
         "tool_choice": body.tool_choice or "auto",

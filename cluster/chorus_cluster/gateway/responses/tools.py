@@ -18,6 +18,12 @@ from chorus_cluster.harmony.conversation import Tool
 _LEFT_OUT: Final = ("web_search", "image_generation", "tool_search")
 _RUN_NOWHERE: Final = "does not run on this server; declare a function and run it yourself"
 _JOINT: Final = "__"
+_FREE_TEXT: Final = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,5 +113,11 @@ def _to_tool(tool: ResponseTool, name: str) -> Tool:
     if kind.get("type") == "grammar":
         grammar = f"The input must match this {kind.get('syntax', '')} grammar:\n{kind.get('definition', '')}"
         description = f"{description}\n\n{grammar}".strip()
-    parameters = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
-    return Tool(name, description, parameters)
+    parameters = {
+        "type": "object",
+        "properties": {"input": {"type": "string"}},
+        "required": ["input"],
+        "additionalProperties": False,
+    }
+    # Strict, so that there always is an input.
+    return Tool(name, description, parameters, strict=True)

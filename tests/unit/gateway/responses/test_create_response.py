@@ -1,5 +1,6 @@
 """POST /v1/responses, whole and streamed, as raw JSON."""
 
+import json
 from typing import Any
 
 import httpx
@@ -8,6 +9,7 @@ from tests.support.chat import TOOL_CALL, encode
 from tests.support.responses import WEATHER, create, kinds, parse_response, prompt, sse
 
 from chorus_cluster.errors import Overloaded, RequestFailed
+from chorus_cluster.harmony.marked_text import decode_marked
 from chorus_cluster.routing.fake_client import FakeEngineClient
 
 REASONING = ["output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.done"]
@@ -245,7 +247,14 @@ BAD_BODIES: list[tuple[dict[str, Any], str | None]] = [
     ({"tools": [{"type": "web_search"}, WEATHER | {"name": "a b"}]}, "tools[1].name"),
     ({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "mcp"}]}]}, "tools[0].tools[0].type"),
     ({"tool_choice": "required"}, "tool_choice"),
-    ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+    ({"tool_choice": {"type": "function", "name": "other"}, "tools": [WEATHER]}, "tool_choice.name"),
+    ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+    ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+    ({"text": {"format": {"type": "json_schema", "name": "a b", "schema": {}}}}, "text.format.name"),
+    ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"x": "y" * 300_000}}}}, "text.format.schema"),
+    ({"tools": [WEATHER | {"strict": True, "parameters": {"x": "y " * 150_000}}]}, "tools[0].parameters"),
+    ({"thinking_token_budget": -1}, "thinking_token_budget"),
+    ({"service_tier": "first"}, "service_tier"),
     ({"text": {"verbosity": "low"}}, "text.verbosity"),
     ({"reasoning": {"effort": "xhigh"}}, "reasoning.effort"),
     ({"reasoning": {"context": "all_turns"}}, "reasoning.context"),
@@ -270,6 +279,35 @@ async def test_what_is_wrong_is_named(http: httpx.AsyncClient, fields: dict[str,
     answer = await create(http, **fields)
     assert answer.status_code == (404 if param == "model" else 400), answer.text
     assert answer.json()["error"]["param"] == param
+
+
+async def test_what_the_model_is_held_to(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
+    """As the engine is told; that it keeps to it is tested where it does."""
+
+    async def grammars(**fields: Any) -> list[str]:
+        answer = await create(http, **fields)
+        assert answer.status_code == 200, answer.text
+        parse_response(answer.json())
+        guide = engine.requests[-1].guide
+        headers = [decode_marked(message.header) for message in guide.messages]
+        return [*(grammar.json_schema for grammar in guide.grammars), *headers]
+
+    assert any("final" in text for text in await grammars(tools=[WEATHER]))
+    for choice in ("required", {"type": "function", "name": "get_weather"}):
+        assert not any("final" in text for text in await grammars(tools=[WEATHER], tool_choice=choice))
+    patch = {"type": "custom", "name": "apply_patch"}
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [patch]}
+    told = await grammars(tools=[WEATHER, patch], tool_choice=allowed)
+    assert not any("get_weather" in text for text in told) and any("apply_patch" in text for text in told)
+    assert "get_weather" in prompt(engine)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    text = {"format": {"type": "json_schema", "name": "numbers", "schema": schema, "strict": True}}
+    assert json.loads((await grammars(text=text))[0]) == schema
+    assert "## numbers" in prompt(engine)
+    assert json.loads((await grammars(text={"format": {"type": "json_object"}}))[0]) == {"type": "object"}
+    assert json.loads((await grammars(tools=[WEATHER | {"strict": True}]))[0]) == WEATHER["parameters"]
+    await grammars(thinking_token_budget=7, service_tier="flex")
+    assert engine.requests[-1].guide.max_reasoning_tokens == 7 and engine.requests[-1].priority > 0
 
 
 async def test_tools_that_run_elsewhere_are_left_out(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:

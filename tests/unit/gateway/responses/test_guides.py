@@ -1,5 +1,6 @@
 """tool_choice and text.format, as they are read."""
 
+import json
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def test_text_formats() -> None:
     assert read_text_format({"type": "text"}) is None
     assert read_text_format({"type": "json_object"}) == OutputFormat("json_schema", '{"type":"object"}', "text.format")
     found = read_text_format({"type": "json_schema", "name": "n", "schema": schema, "description": "d", "strict": True})
-    source = '{"type": "object", "properties": {"ä": {"type": "string"}}}'
+    source = json.dumps(schema)
     assert found == OutputFormat("json_schema", source, "text.format.schema", ResponseFormat("n", schema, "d"))
 
 
