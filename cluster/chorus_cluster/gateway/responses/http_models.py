@@ -23,7 +23,7 @@ class Part(_Lenient):
 
 
 class MessageItem(_Lenient):
-    type: Literal["message"] = "message"
+    type: Literal["message"] | None = None
     id: str | None = None
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Elements[Part]
@@ -75,7 +75,7 @@ class CustomOutputItem(_OutputItem):
 
 
 def _kind(item: Any) -> Any:
-    return item.get("type", MESSAGE) if isinstance(item, dict) else None
+    return (item.get("type") or MESSAGE) if isinstance(item, dict) else None
 
 
 InputItem = Annotated[

@@ -42,11 +42,12 @@ def read_items(input: "str | Sequence[wire.InputItem] | None") -> list[Item]:
 
 
 def _read_item(item: "wire.InputItem", where: str) -> Item:
-    id = item.id if item.id and len(item.id) <= _MAX_ID_LENGTH else new_item_id(item.type)
+    kind = item.type or wire.MESSAGE
+    id = item.id if item.id and len(item.id) <= _MAX_ID_LENGTH else new_item_id(kind)
     if isinstance(item, wire.ReasoningItem):
         text = _reasoning_text(item, where)
-        return {"id": id, "type": item.type, "summary": [], "content": reasoning_parts(text)}
-    kept: Item = {"id": id, "type": item.type, "status": "completed"}
+        return {"id": id, "type": kind, "summary": [], "content": reasoning_parts(text)}
+    kept: Item = {"id": id, "type": kind, "status": "completed"}
     if isinstance(item, wire.MessageItem):
         return kept | {"role": item.role, "content": _message_parts(item, f"{where}.content")}
     if isinstance(item, wire.FunctionCallItem | wire.CustomCallItem):

@@ -87,7 +87,7 @@ def _check_items(value: Any) -> None:
     for i, item in enumerate(items):
         if not isinstance(item, dict):
             continue
-        kind = item.get("type", MESSAGE)
+        kind = item.get("type") or MESSAGE
         if kind not in ITEM_TYPES:
             shown = f"{kind[:50]!r} " if isinstance(kind, str) else ""
             known = ", ".join(ITEM_TYPES)

@@ -1,9 +1,10 @@
 """What the model is asked: instructions, what came before, and the input; and which of these an error is about."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Final
 
 from chorus_cluster.errors import ContextTooLong, InvalidRequest
 from chorus_cluster.gateway.chat import ChatService
@@ -14,8 +15,6 @@ from chorus_cluster.gateway.validate import MAX_CHARACTERS_PER_TOKEN, MAX_ELEMEN
 from chorus_cluster.harmony.conversation import Message, Role
 from chorus_cluster.harmony.long_runs import encode_text
 from chorus_protos.v1 import engine_pb2
-
-Refusal = TypeVar("Refusal", bound=InvalidRequest)
 
 _PREVIOUS: Final = "previous_response_id"
 # Room that is left for an answer whose length is not limited, where items must give way: a part of the context.
@@ -38,10 +37,14 @@ class Prompt:
     num_history: int
     tool_fields: Sequence[str]
 
-    def named(self, error: Refusal) -> Refusal:
-        """The error with the field as this API calls it."""
-        field, message = error.args
-        return type(error)(None if field is None else self._name(field), message)
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Errors that name a field name it as this API does."""
+        try:
+            yield
+        except InvalidRequest as error:
+            field, message = error.args
+            raise type(error)(None if field is None else self._name(field), message) from None
 
     def _name(self, field: str) -> str:
         if match := _TOOL_FIELD.fullmatch(field):
@@ -75,7 +78,7 @@ def build_prompt(request: ResponseRequest, history: Sequence[Item]) -> Prompt:
 
 
 def check(service: ChatService, prompt: Prompt, model: engine_pb2.ModelInfo) -> None:
-    """Errors: all that starting it would have before a worker is asked."""
+    """Errors: those that starting it would have before a worker is asked."""
     max_new_tokens(prompt.chat, len(service.render(prompt.chat, model)), model.max_model_len)
 
 

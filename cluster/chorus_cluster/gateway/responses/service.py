@@ -23,6 +23,7 @@ from chorus_cluster.gateway.responses.writer import ResponseWriter
 from chorus_cluster.gateway.stream import ChatStream
 from chorus_cluster.store.models import ACTIVE_STATUSES
 from chorus_cluster.store.responses import Link, ResponseStore, StoredResponse
+from chorus_protos.v1 import engine_pb2
 
 _NO_STORE = "this server keeps no responses: it has no store (store.url)"
 _PREVIOUS = "previous_response_id"
@@ -56,14 +57,10 @@ class ResponsesService:
         is_stored = self._is_stored(request)
         prompt = await self._prompt(request, owner)
         try:
-            stream = await self._chat.start(prompt.chat, deadline_unix_s=deadline_unix_s, owner=owner)
+            stream = await self._start(prompt, owner, deadline_unix_s)
         except ContextTooLong as error:
-            if not request.truncate:
-                raise prompt.named(error) from None
-            prompt = shortened(self._chat, prompt, await self._chat.models.get(), prompt.named(error))
-            stream = await self._chat.start(prompt.chat, deadline_unix_s=deadline_unix_s, owner=owner)
-        except InvalidRequest as error:
-            raise prompt.named(error) from None
+            prompt = self._shortened(request, prompt, await self._chat.models.get(), error)
+            stream = await self._start(prompt, owner, deadline_unix_s)
         id = _new_id()
         echo = request.echo | {"store": is_stored}
         body = new_body(id, stream.created, echo, status="in_progress")
@@ -93,13 +90,10 @@ class ResponsesService:
         prompt = await self._prompt(request, owner)
         model = await self._chat.models.get()
         try:
-            check(self._chat, prompt, model)
+            with prompt.naming():
+                check(self._chat, prompt, model)
         except ContextTooLong as error:
-            if not request.truncate:
-                raise prompt.named(error) from None
-            prompt = shortened(self._chat, prompt, model, prompt.named(error))
-        except InvalidRequest as error:
-            raise prompt.named(error) from None
+            prompt = self._shortened(request, prompt, model, error)
         body = new_body(_new_id(), int(self._clock()), request.echo | {"store": True}, status="queued")
         job = Job(
             StoredResponse(body["id"], owner, body, request.items, request.previous_id, has_events=request.stream),
@@ -169,6 +163,18 @@ class ResponsesService:
         if chain.links[-1].status in ACTIVE_STATUSES:
             raise InvalidRequest(_PREVIOUS, "is of a response that has not ended yet")
         return _items_of(chain.links)
+
+    async def _start(self, prompt: Prompt, owner: str, deadline_unix_s: float | None) -> ChatStream:
+        with prompt.naming():
+            return await self._chat.start(prompt.chat, deadline_unix_s=deadline_unix_s, owner=owner)
+
+    def _shortened(
+        self, request: ResponseRequest, prompt: Prompt, model: engine_pb2.ModelInfo, error: ContextTooLong
+    ) -> Prompt:
+        if not request.truncate:
+            raise error
+        with prompt.naming():
+            return shortened(self._chat, prompt, model, error)
 
     def _is_stored(self, request: ResponseRequest) -> bool:
         if self._store is None and request.store:

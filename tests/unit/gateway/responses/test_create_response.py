@@ -310,6 +310,20 @@ async def test_what_the_model_is_held_to(http: httpx.AsyncClient, engine: FakeEn
     assert engine.requests[-1].guide.max_reasoning_tokens == 7 and engine.requests[-1].priority > 0
 
 
+async def test_a_deadline_that_is_none(http: httpx.AsyncClient) -> None:
+    body = {"model": "fake-model", "input": "Hi"}
+    answer = await http.post("/v1/responses", json=body, headers={"x-request-timeout-s": "soon"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-request-timeout-s")
+
+
+async def test_null_is_absent(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
+    item = {"type": None, "id": None, "role": "user", "content": "Hi", "status": None}
+    await create(http)
+    answer = await create(http, input=[item], instructions=None, tools=None, store=None, background=None, include=None)
+    assert answer.status_code == 200
+    assert prompt(engine, 0) == prompt(engine, 1)
+
+
 async def test_tools_that_run_elsewhere_are_left_out(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
     answer = await create(http, tools=[{"type": "web_search"}, {"type": "image_generation"}, WEATHER])
     assert [tool["name"] for tool in answer.json()["tools"]] == ["get_weather"]

@@ -1,11 +1,13 @@
 """What is kept: previous responses, get, delete, input items, and whose they are."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from openai.types.responses import ResponseItemList
+from tests.support.chat import eventually
 from tests.support.responses import check_known, create, parse_response, prompt, sse
 
 from chorus_cluster.auth.key_file import KeyFile
@@ -60,6 +62,20 @@ async def test_without_store_nothing_is_kept(http: httpx.AsyncClient) -> None:
     created = (await create(http, store=False)).json()
     assert created["store"] is False
     assert (await http.get(f"/v1/responses/{created['id']}")).status_code == 404
+
+
+async def test_a_client_that_leaves_ends_it_and_nothing_is_kept(
+    server_url: str, engine: FakeEngineClient, database: Database
+) -> None:
+    engine.gate = asyncio.Event()
+    body = {"model": "fake-model", "input": "Hi", "stream": True}
+    async with httpx.AsyncClient() as client, client.stream("POST", f"{server_url}/v1/responses", json=body) as answer:
+        async for text in answer.aiter_text():
+            if "response.in_progress" in text:
+                break
+    await eventually(lambda: engine.num_aborted == 1)
+    async with database.reading() as connection:
+        assert (await connection.exec_driver_sql("SELECT count(*) FROM responses")).scalar_one() == 0
 
 
 async def test_what_goes_on_from_a_deleted_response_does_not_go_on(http: httpx.AsyncClient) -> None:
