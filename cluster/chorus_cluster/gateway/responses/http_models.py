@@ -74,6 +74,11 @@ class CustomOutputItem(_OutputItem):
     type: Literal["custom_tool_call_output"]
 
 
+class ItemReference(_Lenient):
+    type: Literal["item_reference"]
+    id: str = Field(description="Of an item in the output of a stored response.")
+
+
 def _kind(item: Any) -> Any:
     return (item.get("type") or MESSAGE) if isinstance(item, dict) else None
 
@@ -84,7 +89,8 @@ InputItem = Annotated[
     | Annotated[FunctionCallItem, Tag("function_call")]
     | Annotated[CustomCallItem, Tag("custom_tool_call")]
     | Annotated[FunctionOutputItem, Tag("function_call_output")]
-    | Annotated[CustomOutputItem, Tag("custom_tool_call_output")],
+    | Annotated[CustomOutputItem, Tag("custom_tool_call_output")]
+    | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(_kind),
 ]
 ITEM_TYPES = (
@@ -94,6 +100,7 @@ ITEM_TYPES = (
     "custom_tool_call",
     "function_call_output",
     "custom_tool_call_output",
+    "item_reference",
 )
 
 

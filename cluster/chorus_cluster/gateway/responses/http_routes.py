@@ -87,7 +87,7 @@ def add_response_routes(
     )
     async def list_input_items(request: Request, response_id: str) -> Response:
         """Pages of `limit` (20), `order` `desc` (the default) or `asc`, behind the item `after`."""
-        items = await service.input_items(response_id, request.scope[OWNER])
+        items = await service.history.input_items(response_id, request.scope[OWNER])
         return json_response(_page(request, items))
 
 

@@ -5,43 +5,33 @@ a client sent it or the model made it. So one reader makes messages of a stored 
 items.
 """
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.responses import http_models as wire
+from chorus_cluster.gateway.responses.ids import new_item_id
 from chorus_cluster.gateway.responses.sealed import NotSealedHere, unseal
 from chorus_cluster.gateway.responses.tools import custom_arguments, harmony_name
 from chorus_cluster.harmony.conversation import Message, Role, ToolCall
 
 Item = dict[str, Any]
 
-_PREFIXES: Final = {
-    "message": "msg",
-    "reasoning": "rs",
-    "function_call": "fc",
-    "custom_tool_call": "ctc",
-    "function_call_output": "fco",
-    "custom_tool_call_output": "ctco",
-}
 _TEXT_PARTS: Final = ("input_text", "output_text", "text")
 _MAX_ID_LENGTH: Final = 64
 
 
-def new_item_id(type: str) -> str:
-    return f"{_PREFIXES[type]}_{secrets.token_hex(16)}"
-
-
 def read_items(input: "str | Sequence[wire.InputItem] | None") -> list[Item]:
-    """The input as it is kept. Errors: InvalidRequest."""
+    """The input as it is kept, but for references to items that are kept already. Errors: InvalidRequest."""
     if isinstance(input, str):
         input = [wire.MessageItem(role="user", content=input)]
     return [_read_item(item, f"input[{i}]") for i, item in enumerate(input or ())]
 
 
 def _read_item(item: "wire.InputItem", where: str) -> Item:
+    if isinstance(item, wire.ItemReference):
+        return {"type": item.type, "id": item.id}
     kind = item.type or wire.MESSAGE
     id = item.id if item.id and len(item.id) <= _MAX_ID_LENGTH else new_item_id(kind)
     if isinstance(item, wire.ReasoningItem):

@@ -5,29 +5,23 @@ request, its events become items, and the whole is kept before its end is told. 
 happens in a task of the gateway that took the request, which writes to the store as it goes (`background.py`).
 """
 
-import re
-import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
 
 from chorus_cluster.errors import ContextTooLong, InvalidRequest, ResponseNotFound
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.responses.background import BackgroundJobs, Job
 from chorus_cluster.gateway.responses.body import Body, new_body
-from chorus_cluster.gateway.responses.items import Item
+from chorus_cluster.gateway.responses.history import NO_STORE, History
+from chorus_cluster.gateway.responses.ids import is_response_id, new_response_id
 from chorus_cluster.gateway.responses.prompt import Prompt, build_prompt, check, shortened
 from chorus_cluster.gateway.responses.request import ResponseRequest
 from chorus_cluster.gateway.responses.run import ResponseRun
 from chorus_cluster.gateway.responses.writer import ResponseWriter
 from chorus_cluster.gateway.stream import ChatStream
-from chorus_cluster.store.models import ACTIVE_STATUSES
-from chorus_cluster.store.responses import Link, ResponseStore, StoredResponse
+from chorus_cluster.store.responses import ResponseStore, StoredResponse
 from chorus_protos.v1 import engine_pb2
-
-_NO_STORE = "this server keeps no responses: it has no store (store.url)"
-_PREVIOUS = "previous_response_id"
-_ID = re.compile(r"resp_[0-9a-f]{48}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +43,21 @@ class ResponsesService:
     ) -> None:
         self._chat = chat
         self._store = store
+        self.history = History(store)
         self._clock = clock
         self.jobs = None if store is None else BackgroundJobs(chat, store, clock)
 
     async def start(self, request: ResponseRequest, owner: str, deadline_unix_s: float | None) -> Started:
         """Errors: those of `ChatService.start`; ResponseNotFound for the previous response."""
         is_stored = self._is_stored(request)
+        request = replace(request, items=await self.history.resolved(request.items, owner))
         prompt = await self._prompt(request, owner)
         try:
             stream = await self._start(prompt, owner, deadline_unix_s)
         except ContextTooLong as error:
             prompt = self._shortened(request, prompt, await self._chat.models.get(), error)
             stream = await self._start(prompt, owner, deadline_unix_s)
-        id = _new_id()
+        id = new_response_id()
         echo = request.echo | {"store": is_stored}
         body = new_body(id, stream.created, echo, status="in_progress")
         return Started(id, self._run(request, body, writes_events=request.stream), stream, request, owner)
@@ -85,8 +81,9 @@ class ResponsesService:
     ) -> StoredResponse:
         """Errors: those of `start`, but for the workers': they are awaited in the background."""
         if self._store is None or self.jobs is None:
-            raise InvalidRequest("background", _NO_STORE)
+            raise InvalidRequest("background", NO_STORE)
         self.jobs.check_room()
+        request = replace(request, items=await self.history.resolved(request.items, owner))
         prompt = await self._prompt(request, owner)
         model = await self._chat.models.get()
         try:
@@ -94,7 +91,7 @@ class ResponsesService:
                 check(self._chat, prompt, model)
         except ContextTooLong as error:
             prompt = self._shortened(request, prompt, model, error)
-        body = new_body(_new_id(), int(self._clock()), request.echo | {"store": True}, status="queued")
+        body = new_body(new_response_id(), int(self._clock()), request.echo | {"store": True}, status="queued")
         job = Job(
             StoredResponse(body["id"], owner, body, request.items, request.previous_id, has_events=request.stream),
             prompt.chat,
@@ -105,14 +102,14 @@ class ResponsesService:
 
     async def get(self, id: str, owner: str) -> StoredResponse:
         """Errors: ResponseNotFound, also where it is another owner's."""
-        found = await self._store.get(id, owner) if self._store is not None and _is_id(id) else None
+        found = await self._store.get(id, owner) if self._store is not None and is_response_id(id) else None
         if found is None:
             raise ResponseNotFound(id)
         return found
 
     async def delete(self, id: str, owner: str) -> None:
         """In the background, it ends. Errors: ResponseNotFound."""
-        if self._store is None or self.jobs is None or not (_is_id(id) and await self._store.delete(id, owner)):
+        if self._store is None or self.jobs is None or not (is_response_id(id) and await self._store.delete(id, owner)):
             raise ResponseNotFound(id)
         self.jobs.end(id)
 
@@ -131,13 +128,6 @@ class ResponsesService:
             return cancelled
         return (await self.get(id, owner)).body
 
-    async def input_items(self, id: str, owner: str) -> list[Item]:
-        """What the model was given: the items of the responses before it, with theirs. Errors: ResponseNotFound."""
-        chain = await self._store.chain(id, owner) if self._store is not None and _is_id(id) else None
-        if chain is None:
-            raise ResponseNotFound(id)
-        return [*_items_of(chain.links[:-1]), *chain.links[-1].input_items]
-
     def follow(self, found: StoredResponse, after: int) -> AsyncGenerator[list[str], None]:
         """The events behind `after` of a response in the background, to its end, whichever gateway makes it."""
         if self.jobs is None or not found.has_events:
@@ -145,24 +135,7 @@ class ResponsesService:
         return self.jobs.follow(found.id, found.owner, after)
 
     async def _prompt(self, request: ResponseRequest, owner: str) -> Prompt:
-        return build_prompt(request, await self._history(request, owner))
-
-    async def _history(self, request: ResponseRequest, owner: str) -> list[Item]:
-        id = request.previous_id
-        if id is None:
-            return []
-        if self._store is None:
-            raise InvalidRequest(_PREVIOUS, _NO_STORE)
-        chain = await self._store.chain(id, owner) if _is_id(id) else None
-        if chain is None:
-            raise ResponseNotFound(id, _PREVIOUS)
-        if chain.is_cut and not request.truncate:
-            raise ContextTooLong(_PREVIOUS, "goes on from more than any context holds")
-        if not chain.is_whole and not chain.is_cut:
-            raise InvalidRequest(_PREVIOUS, "goes on from a response that was deleted or has expired")
-        if chain.links[-1].status in ACTIVE_STATUSES:
-            raise InvalidRequest(_PREVIOUS, "is of a response that has not ended yet")
-        return _items_of(chain.links)
+        return build_prompt(request, await self.history.before(request, owner))
 
     async def _start(self, prompt: Prompt, owner: str, deadline_unix_s: float | None) -> ChatStream:
         with prompt.naming():
@@ -178,22 +151,14 @@ class ResponsesService:
 
     def _is_stored(self, request: ResponseRequest) -> bool:
         if self._store is None and request.store:
-            raise InvalidRequest("store", _NO_STORE)
+            raise InvalidRequest("store", NO_STORE)
         return self._store is not None and request.store is not False
 
     def _run(self, request: ResponseRequest, body: Body, *, writes_events: bool) -> ResponseRun:
-        writer = ResponseWriter(request.toolbox, sealed_reasoning=request.sealed_reasoning, writes_events=writes_events)
+        writer = ResponseWriter(
+            body["id"],
+            request.toolbox,
+            sealed_reasoning=request.sealed_reasoning,
+            writes_events=writes_events,
+        )
         return ResponseRun(body, writer, self._clock)
-
-
-def _new_id() -> str:
-    return f"resp_{secrets.token_hex(24)}"
-
-
-def _is_id(text: str) -> bool:
-    """Anything else was not made here, and may hold what a database refuses."""
-    return _ID.fullmatch(text) is not None
-
-
-def _items_of(links: Sequence[Link]) -> list[Item]:
-    return [item for link in links for item in (*link.input_items, *link.output)]

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.responses.body import Body
-from chorus_cluster.gateway.responses.items import Item, new_item_id, reasoning_parts, text_part
+from chorus_cluster.gateway.responses.ids import output_item_id
+from chorus_cluster.gateway.responses.items import Item, reasoning_parts, text_part
 from chorus_cluster.gateway.responses.sealed import seal
 from chorus_cluster.gateway.responses.tools import Toolbox, custom_input
 from chorus_cluster.gateway.sse import encode, logprob_body
@@ -44,9 +45,10 @@ class ResponseWriter:
     `writes_events`: whether anyone reads them; without it every method returns none.
     """
 
-    def __init__(self, toolbox: Toolbox, *, sealed_reasoning: bool, writes_events: bool) -> None:
+    def __init__(self, response_id: str, toolbox: Toolbox, *, sealed_reasoning: bool, writes_events: bool) -> None:
         self.output: list[Item] = []
         self.num_events = 0
+        self._response_id = response_id
         self._toolbox = toolbox
         self._sealed_reasoning = sealed_reasoning
         self._writes_events = writes_events
@@ -103,7 +105,7 @@ class ResponseWriter:
         return written
 
     def _start_text(self, kind: str) -> tuple[_OpenItem, list[str]]:
-        item: Item = {"id": new_item_id(kind), "type": kind, "status": "in_progress"}
+        item: Item = {"id": self._new_id(kind), "type": kind, "status": "in_progress"}
         if kind == "reasoning":
             item |= {"summary": [], "content": []}
             part: Item = {"type": "reasoning_text", "text": ""}
@@ -116,7 +118,7 @@ class ResponseWriter:
     def _start_call(self, event: ev.ToolCallStart) -> list[str]:
         tool = self._toolbox.called(event.name)
         kind = "custom_tool_call" if tool.is_custom else "function_call"
-        item: Item = {"id": new_item_id(kind), "type": kind, "call_id": event.id, "name": tool.name}
+        item: Item = {"id": self._new_id(kind), "type": kind, "call_id": event.id, "name": tool.name}
         if tool.namespace is not None:
             item["namespace"] = tool.namespace
         item |= {"input": ""} if tool.is_custom else {"arguments": "", "status": "in_progress"}
@@ -166,6 +168,9 @@ class ResponseWriter:
         input = opened.item["input"] = custom_input(text)
         written = self._event("response.custom_tool_call_input.delta", place | {"delta": input})
         return written + self._event("response.custom_tool_call_input.done", place | {"input": input})
+
+    def _new_id(self, kind: str) -> str:
+        return output_item_id(kind, self._response_id, len(self.output))
 
     def _at(self) -> Body:
         # The open item is the last.

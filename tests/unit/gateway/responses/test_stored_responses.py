@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 from openai.types.responses import ResponseItemList
-from tests.support.chat import eventually
-from tests.support.responses import check_known, create, parse_response, prompt, sse
+from tests.support.chat import TOOL_CALL, encode, eventually
+from tests.support.responses import WEATHER, check_known, create, parse_response, prompt, sse
 
 from chorus_cluster.auth.key_file import KeyFile
 from chorus_cluster.auth.keys import new_key
@@ -35,6 +35,25 @@ async def test_a_response_goes_on_from_the_previous_one(http: httpx.AsyncClient,
     await create(http, previous_response_id=second["id"], input="And then?", instructions="Be long.")
     assert prompt(engine).count("Hello there, friend.") == 2
     assert prompt(engine).startswith("<|start|>developer<|message|># Instructions\n\nBe long.")
+
+
+async def test_items_are_referred_to(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
+    """As clients do that keep ids alone."""
+    engine.script = encode(TOOL_CALL)
+    first = (await create(http, tools=[WEATHER])).json()
+    question = {"role": "user", "content": "Hi"}
+    result = {"type": "function_call_output", "call_id": first["output"][1]["call_id"], "output": "Rain."}
+    references = [{"type": "item_reference", "id": item["id"]} for item in first["output"]]
+    await create(http, tools=[WEATHER], input=[question, *first["output"], result])
+    second = (await create(http, tools=[WEATHER], input=[question, *references, result])).json()
+    assert prompt(engine, 1) == prompt(engine, 2)
+    page = (await http.get(f"/v1/responses/{second['id']}/input_items?order=asc")).json()
+    assert page["data"][1:3] == [{"status": "completed", **item} for item in first["output"]]
+    later = await create(http, tools=[WEATHER], input=[question, *references, result], background=True)
+    assert later.status_code == 200
+    await http.delete(f"/v1/responses/{first['id']}")
+    gone = await create(http, input=[question, *references])
+    assert (gone.status_code, gone.json()["error"]["param"]) == (400, "input[1].id")
 
 
 async def test_get_and_delete(http: httpx.AsyncClient) -> None:
@@ -172,6 +191,9 @@ async def test_an_owner_sees_his_own(
             ]:
                 assert (await http.request(method, url)).status_code == 401
                 assert (await http.request(method, url, headers=headers["bob"])).status_code == 404
+            item = {"type": "item_reference", "id": f"msg_{each.removeprefix('resp_')}0001"}
+            assert (await http.post("/v1/responses", json=body | {"input": [item]}, headers=headers["ada"])).is_success
+            assert (await http.post("/v1/responses", json=body | {"input": [item]}, headers=headers["bob"])).is_error
             goes_on = body | {"previous_response_id": each}
             assert (await http.post("/v1/responses", json=goes_on, headers=headers["bob"])).status_code == 404
             assert (await http.get(path, headers=headers["ada"])).status_code == 200
