@@ -42,11 +42,12 @@ class ResponseRow(Base):
 
 
 class ResponseEventRow(Base):
-    """A server-sent event of a response that is made in the background."""
+    """Server-sent events of a response that is made in the background, as many as were written at once."""
 
     __tablename__ = "response_events"
 
     response_id: Mapped[str] = mapped_column(ForeignKey("responses.id", ondelete="CASCADE"), primary_key=True)
+    # Of the last of them.
     sequence_number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    # As it is sent.
+    # As they are sent.
     text: Mapped[str] = mapped_column(Text)

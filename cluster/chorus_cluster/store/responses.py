@@ -151,8 +151,8 @@ class ResponseStore:
     ) -> bool:
         """Writes what a response in the background has come to; False if it has ended already, or is gone.
 
-        `events`: (sequence number, text). `body`: the response as it is from now on. `if_lease_before`: only if its
-        lease has ended by then.
+        `events`: (last sequence number, text) of some that follow one another. `body`: the response as it is from now
+        on. `if_lease_before`: only if its lease has ended by then.
         """
         values: dict[str, Any] = {"lease_expires": lease_expires}
         if body is not None:
@@ -173,7 +173,8 @@ class ResponseStore:
         return await self._writes.run(write)
 
     async def events(self, id: str, after: int, limit: int) -> list[tuple[int, str]]:
-        """(sequence number, text) of the events behind `after`. Whether an owner may see them is for `get` to say."""
+        """(last sequence number, text) of pieces that were written at once, from the one on that holds the event behind
+        `after`. Whether an owner may see them is for `get` to say."""
         query = (
             select(ResponseEventRow.sequence_number, ResponseEventRow.text)
             .where(ResponseEventRow.response_id == id, ResponseEventRow.sequence_number > after)
@@ -183,10 +184,12 @@ class ResponseStore:
         async with self._database.reading() as connection:
             return [(row.sequence_number, row.text) for row in await connection.execute(query)]
 
-    async def num_events(self, id: str) -> int:
-        query = select(func.count()).where(ResponseEventRow.response_id == id)
+    async def last_event(self, id: str) -> int:
+        """Its sequence number; -1: there are none."""
+        query = select(func.max(ResponseEventRow.sequence_number)).where(ResponseEventRow.response_id == id)
         async with self._database.reading() as connection:
-            return (await connection.execute(query)).scalar_one()
+            last: int | None = (await connection.execute(query)).scalar_one()
+        return -1 if last is None else last
 
     async def abandoned(self, before: float) -> list[StoredResponse]:
         """Responses, of whomever, that nobody has looked after since."""

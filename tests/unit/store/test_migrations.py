@@ -25,11 +25,11 @@ async def test_the_migrations_make_what_the_models_say(database: Database) -> No
         assert await connection.run_sync(differences) == []
 
 
-async def test_each_revision_follows_the_one_before(url: str) -> None:
+async def test_each_revision_follows_the_one_before(store_url: str) -> None:
     folder = Path(database_module.__file__).parent / "migrations"
     revisions = [script.revision for script in ScriptDirectory(str(folder)).walk_revisions()][::-1]
     assert revisions[0] == "001"
-    database = Database(url)
+    database = Database(store_url)
     try:
         async with database.transaction() as connection:
             for revision in revisions:
@@ -43,8 +43,8 @@ async def test_each_revision_follows_the_one_before(url: str) -> None:
     assert set(tables) == {*Base.metadata.tables, "alembic_version"}
 
 
-async def test_gateways_that_start_together_migrate_once(url: str) -> None:
-    databases = [Database(url) for _ in range(6)]
+async def test_gateways_that_start_together_migrate_once(store_url: str) -> None:
+    databases = [Database(store_url) for _ in range(6)]
     try:
         await asyncio.gather(*(database.migrate() for database in databases))
         async with databases[0].transaction() as connection:
@@ -83,8 +83,9 @@ async def test_a_server_that_is_not_there_is_told_without_the_password() -> None
     await database.close()
 
 
-async def test_a_wrong_database_is_told(server: postgresql.Server) -> None:
-    for url in (server.url("missing"), f"{server.url('postgres')}&unknown=1", f"{server.url('postgres')}&sslmode=no"):
+async def test_a_wrong_database_is_told(postgresql_server: postgresql.Server) -> None:
+    there = postgresql_server.url("postgres")
+    for url in (postgresql_server.url("missing"), f"{there}&unknown=1", f"{there}&sslmode=no"):
         database = Database(url)
         with pytest.raises(StoreError, match="can't be used"):
             await database.migrate()

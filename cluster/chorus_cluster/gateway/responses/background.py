@@ -19,7 +19,7 @@ from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_cluster.gateway.responses.body import TERMINAL_EVENTS, Body, failed_body
 from chorus_cluster.gateway.responses.run import ResponseRun
-from chorus_cluster.gateway.responses.writer import sse_event
+from chorus_cluster.gateway.responses.writer import split_events, sse_event
 from chorus_cluster.gateway.stream import ChatStream
 from chorus_cluster.store.models import ACTIVE_STATUSES
 from chorus_cluster.store.responses import ResponseStore, StoredResponse
@@ -33,7 +33,7 @@ _WRITE_PERIOD_S: Final = 0.1
 # Without news, a job writes as seldom; it hears of its cancellation by that.
 _HEARTBEAT_S: Final = 1.0
 _POLL_S: Final = 0.1
-_EVENTS_AT_ONCE: Final = 256
+_PIECES_AT_ONCE: Final = 64
 _UPKEEP_PERIOD_S: Final = 5.0
 # Between attempts to be admitted by workers that are full.
 _MAX_RETRY_S: Final = 5.0
@@ -42,19 +42,16 @@ _ABANDONED: Final = "The server that made this response has gone; send it again.
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """`waiting`: events that are not in the store yet."""
+    """`waiting`: events that are not in the store yet, up to the run's last."""
 
     stored: StoredResponse
     chat: ChatRequest
     run: ResponseRun
     deadline_unix_s: float | None
-    waiting: list[tuple[int, str]] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
     # What the store has.
     written_body: Body = field(default_factory=dict)
     written_at: float = 0.0
-
-    def add(self, events: list[str]) -> None:
-        self.waiting += enumerate(events, self.run.num_events - len(events))
 
 
 class BackgroundJobs:
@@ -77,7 +74,7 @@ class BackgroundJobs:
         job.stored = replace(job.stored, lease_expires=now + LEASE_S)
         await self._store.add(job.stored)
         job.written_body, job.written_at = job.run.body, now
-        job.add(job.run.created())
+        job.waiting += job.run.created()
         task = asyncio.get_running_loop().create_task(self._run(job))
         self._tasks[job.stored.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(job.stored.id, None))
@@ -101,16 +98,17 @@ class BackgroundJobs:
         Errors: Unavailable.
         """
         while True:
-            events = await self._store.events(id, after, _EVENTS_AT_ONCE)
-            if not events and await self._store.status(id, owner) not in ACTIVE_STATUSES:
+            pieces = await self._store.events(id, after, _PIECES_AT_ONCE)
+            if not pieces and await self._store.status(id, owner) not in ACTIVE_STATUSES:
                 # Once more: the last events and the end are written together.
-                events = await self._store.events(id, after, _EVENTS_AT_ONCE)
-                if not events:
+                pieces = await self._store.events(id, after, _PIECES_AT_ONCE)
+                if not pieces:
                     return
-            if events:
-                after = events[-1][0]
-                yield [text for _, text in events]
-            await asyncio.sleep(0 if len(events) == _EVENTS_AT_ONCE else _POLL_S)
+            for last, text in pieces:
+                # The first may hold some that are not asked for.
+                yield split_events(text)[after - last :]
+                after = last
+            await asyncio.sleep(0 if len(pieces) == _PIECES_AT_ONCE else _POLL_S)
 
     async def keep_up(self) -> None:
         """Ends what was abandoned, and deletes what has expired, again and again."""
@@ -131,7 +129,7 @@ class BackgroundJobs:
             body = failed_body(stored.body, Unavailable(_ABANDONED))
             events = []
             if stored.has_events:
-                number = await self._store.num_events(stored.id)
+                number = 1 + await self._store.last_event(stored.id)
                 events = [(number, sse_event(TERMINAL_EVENTS["failed"], number, {"response": body}))]
             if await self._store.advance(stored.id, events, body, if_lease_before=now):
                 logger.warning("Response %s was abandoned by its gateway", stored.id)
@@ -154,17 +152,17 @@ class BackgroundJobs:
         try:
             stream = await self._admitted(job)
             try:
-                job.add(run.started())
+                job.waiting += run.started()
                 async for events in run.read(stream):
-                    job.add(events)
+                    job.waiting += events
             finally:
                 await stream.aclose()
         except Exception as error:  # Nobody waits for it: all that is left is to say so in the response.
             shown = to_client_error(error)
             if shown is not error:
                 logger.exception("Response %s failed unexpectedly", job.stored.id)
-            job.add(run.fail(shown))
-        job.add(run.ended())
+            job.waiting += run.fail(shown)
+        job.waiting += run.ended()
 
     async def _admitted(self, job: Job) -> ChatStream:
         """Waits while the workers are full: that is what the background is for."""
@@ -178,17 +176,17 @@ class BackgroundJobs:
 
     async def _write(self, job: Job, *, has_ended: bool) -> bool:
         """Brings the store up to date; whether there is, or will be, more to write."""
-        now, events, body = self._clock(), list(job.waiting), job.run.body
+        now, num_events, body = self._clock(), len(job.waiting), job.run.body
         if not has_ended and body["status"] not in ACTIVE_STATUSES:
             # Its last event is not there yet, and both are written together.
             body = job.written_body
-        is_news = bool(events) or body is not job.written_body
+        is_news = num_events > 0 or body is not job.written_body
         if not (is_news or has_ended or now - job.written_at >= _HEARTBEAT_S):
             return True
         try:
             is_active = await self._store.advance(
                 job.stored.id,
-                events,
+                [(job.run.num_events - 1, "".join(job.waiting))] if job.waiting else [],
                 body if body is not job.written_body else None,
                 lease_expires=None if has_ended else now + LEASE_S,
             )
@@ -197,5 +195,5 @@ class BackgroundJobs:
             await asyncio.sleep(_HEARTBEAT_S)
             return now - job.written_at < LEASE_S
         job.written_body, job.written_at = body, now
-        del job.waiting[: len(events)]
+        del job.waiting[:num_events]
         return is_active and not has_ended

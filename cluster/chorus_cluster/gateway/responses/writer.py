@@ -29,6 +29,11 @@ def sse_event(type: str, number: int, fields: Body) -> str:
     return f"event: {type}\ndata: {data}\n\n"
 
 
+def split_events(text: str) -> list[str]:
+    """The events of a text that holds whole ones."""
+    return [f"{event}\n\n" for event in text.split("\n\n")[:-1]]
+
+
 @dataclass(slots=True)
 class _OpenItem:
     """The item that the model is writing. `delta`: what a delta's event begins with, as far as its number."""

@@ -17,7 +17,17 @@ from chorus_cluster.gateway.responses import background
 from chorus_cluster.gateway.responses.background import LEASE_S
 from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.routing.fake_client import FakeEngineClient
+from chorus_cluster.store.database import Database
 from chorus_cluster.store.responses import ResponseStore
+
+
+@pytest.fixture
+async def database(store_url: str) -> AsyncIterator[Database]:
+    """Both kinds."""
+    database = Database(store_url)
+    await database.migrate()
+    yield database
+    await database.close()
 
 
 @pytest.fixture
@@ -70,7 +80,7 @@ async def test_its_stream_is_taken_up_by_another_gateway(
     assert kinds(events)[:3] == ["created", "queued", "in_progress"] and kinds(events)[-1] == "completed"
     assert events[0]["response"]["status"] == "queued"
     id = events[0]["response"]["id"]
-    for after in (0, 5, len(events) - 2):
+    for after in range(len(events) - 1):
         again = await other.get(f"/v1/responses/{id}", params={"stream": "true", "starting_after": after})
         assert sse(again.text) == events[after + 1 :]
     assert (await other.get(f"/v1/responses/{id}?stream=true&starting_after=99999")).text == ""
@@ -186,7 +196,7 @@ async def test_what_a_dead_gateway_left_is_ended_by_another(
         stream = asyncio.create_task(create(http, background=True, stream=True))
         await eventually(lambda: engine.num_running == 2)
         (streamed,) = [job for job in dead.jobs._tasks if job != id]
-        while len(await store.events(streamed, -1, 10)) < 3:
+        while await store.last_event(streamed) < 2:
             await asyncio.sleep(0.01)
         clock.now += LEASE_S - 1
         assert await alive.jobs.end_abandoned() == 0
