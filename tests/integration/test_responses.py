@@ -1,11 +1,13 @@
 """The Responses API as a client of OpenAI's library meets it: HAProxy, two gateways, one store."""
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
-from tests.integration.cluster import Cluster, running
+from tests.integration.cluster import Cluster, echo_model, running, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +72,25 @@ def test_in_the_background_across_gateways(client: openai.OpenAI, cluster: Clust
     stopped = client.responses.create(model=MODEL, input="Count to one hundred.", background=True)
     assert client.responses.cancel(stopped.id).status in ("cancelled", "completed")
     assert gateways_asked(cluster) == 2
+
+
+def test_ctrl_c_lets_the_background_finish(tmp_path: Path) -> None:
+    file = tmp_path / "store.sqlite3"
+    settings = {
+        "model": {"path": echo_model(), "name": "test"},
+        "workers": {"num_cpus": 0.5},
+        "store": {"url": f"sqlite:///{file}"},
+    }
+    with running(tmp_path, settings) as cluster:
+        with openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0) as client:
+            id = client.responses.create(model="test", input="Hi", background=True, max_output_tokens=303).id
+        wait_until(lambda: cluster.total("chorus_requests_running") == 1, 10, "the engine runs the request")
+        cluster.interrupt()
+        assert cluster.wait_for_exit() == 0
+    with contextlib.closing(sqlite3.connect(file)) as store:
+        ((found, status, output),) = store.execute("SELECT id, status, output FROM responses")
+    assert (found, status) == (id, "incomplete")
+    assert "Hello" * 300 in output
 
 
 def test_the_store_goes_with_the_cluster(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
             on_retry=own_metrics.on_engine_retry,
         )
         self._access = Access(_key_file(config))
+        self._drain_timeout_s = config.gateway.drain_timeout_s
         service = ChatService(engine, own_metrics, header_guard=config.gateway.header_guard)
         self._responses = ResponsesService(service, await open_store(config.store))
         GrpcMethods.__init__(
@@ -72,6 +73,13 @@ class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
         self._pushing = asyncio.create_task(self._hub.push_forever(self._page))
         if self._responses.jobs is not None:
             self._keeping_up = asyncio.create_task(self._responses.jobs.keep_up())
+
+    async def __del__(self) -> None:
+        """Serve awaits this when it stops a replica, after the open requests; what is left of the time is for responses
+        in the background."""
+        responses = getattr(self, "_responses", None)
+        if responses is not None and responses.jobs is not None:
+            await responses.jobs.drain(self._drain_timeout_s)
 
     def __serve_build_asgi_app__(self) -> Any:
         # Serve adds x-request-id itself.

@@ -85,6 +85,11 @@ class BackgroundJobs:
         if id in self._tasks:
             self._tasks[id].cancel()
 
+    async def drain(self, timeout_s: float) -> None:
+        """Returns when all jobs have ended, or time is up."""
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=timeout_s)
+
     async def close(self) -> None:
         """Ends all jobs. Their responses stay as they are, until their leases run out."""
         tasks = list(self._tasks.values())
