@@ -1,9 +1,11 @@
 """The Responses API as a client of OpenAI's library meets it: HAProxy, two gateways, one store."""
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -53,6 +55,24 @@ def test_create_stream_and_go_on(client: openai.OpenAI) -> None:
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(first.id)
+
+
+def test_the_model_is_held_to_what_is_asked(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"sum": {"type": "integer"}},
+        "required": ["sum"],
+        "additionalProperties": False,
+    }
+    asked: dict[str, Any] = {"model": MODEL, "input": QUESTION, "temperature": 0, "max_output_tokens": 300}
+    text = {"format": {"type": "json_schema", "name": "answer", "schema": schema, "strict": True}}
+    answer = client.responses.create(**asked, text=text)
+    assert isinstance(json.loads(answer.output_text)["sum"], int)
+    asked["input"] = "What is the weather in Paris?"
+    weather = {"type": "custom", "name": "get_weather", "description": "Gets the weather in a city."}
+    called = client.responses.create(**asked, tools=[weather], tool_choice="required")  # type: ignore[list-item]
+    call = called.output[-1]
+    assert call.type == "custom_tool_call" and call.name == "get_weather" and not call.input.startswith("{")
 
 
 def test_in_the_background_across_gateways(client: openai.OpenAI, cluster: Cluster) -> None:
