@@ -7,6 +7,8 @@ before, so that the differences tell where the time goes:
     parse     harmony's parser alone
     service   ... and the chat service: assembler, reader task, metrics
     http      ... and FastAPI's application, server-sent events
+    responses service, and the Responses API: as http, its events; nothing is stored
+    stored    ... and every response is kept, in SQLite
     grpc      service, and protobuf chunks serialized
 
 Run: PYTHONPATH=cluster:protos:vocabulary python benchmarks/gateway_inprocess.py
@@ -16,10 +18,12 @@ import argparse
 import asyncio
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from fastapi import FastAPI
 from results import append, environment
 from rich.console import Console
 from rich.table import Table
@@ -28,10 +32,13 @@ from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.gateway.request import ChatRequest
+from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.harmony.conversation import Message, Role
 from chorus_cluster.harmony.encoding import load_encoding
 from chorus_cluster.harmony.parser import StreamParser
 from chorus_cluster.routing.fake_client import FakeEngineClient
+from chorus_cluster.store.database import Database
+from chorus_cluster.store.responses import ResponseStore
 from chorus_protos.v1 import chat_pb2
 
 MODEL = "fake"
@@ -62,15 +69,15 @@ async def run_service(service: ChatService) -> None:
     await stream.aclose()
 
 
-async def run_http(app: Callable[..., Awaitable[None]]) -> None:
-    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "stream": True}).encode()
+async def run_http(app: Callable[..., Awaitable[None]], path: str, fields: dict[str, object]) -> None:
+    body = json.dumps({"model": MODEL, "stream": True, **fields}).encode()
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
         "method": "POST",
-        "path": "/v1/chat/completions",
-        "raw_path": b"/v1/chat/completions",
+        "path": path,
+        "raw_path": path.encode(),
         "query_string": b"",
         "headers": [(b"content-length", str(len(body)).encode())],
         "server": ("127.0.0.1", 80),
@@ -133,11 +140,26 @@ async def main() -> None:
     tokens = script(options.tokens)
     engine = FakeEngineClient(tokens, model=MODEL, tokens_per_message=options.tokens_per_message)
     service = ChatService(engine)
-    app, methods = build_http_app(service), GrpcChatMethods(service)
+    methods = GrpcChatMethods(service)
+    with tempfile.TemporaryDirectory() as folder:
+        database = Database(f"sqlite:///{folder}/store.sqlite3")
+        await database.migrate()
+        store = ResponseStore(database, ttl_s=3600.0)
+        app = build_http_app(service, responses=ResponsesService(service, store))
+        await compare(options, tokens, service, app, methods)
+        await database.close()
+
+
+async def compare(
+    options: argparse.Namespace, tokens: list[int], service: ChatService, app: FastAPI, methods: GrpcChatMethods
+) -> None:
+    chat = {"messages": [{"role": "user", "content": "Hi"}]}
     layers: dict[str, Callable[[], Awaitable[None]]] = {
         "parse": lambda: run_parse(tokens, options.tokens_per_message),
         "service": lambda: run_service(service),
-        "http": lambda: run_http(app),
+        "http": lambda: run_http(app, "/v1/chat/completions", chat),
+        "responses": lambda: run_http(app, "/v1/responses", {"input": "Hi", "store": False}),
+        "stored": lambda: run_http(app, "/v1/responses", {"input": "Hi"}),
         "grpc": lambda: run_grpc(methods),
     }
     setting = f"{options.streams} streams, {options.tokens_per_message} tokens a message"

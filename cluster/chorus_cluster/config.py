@@ -76,6 +76,20 @@ class AuthConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreConfig:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    # Where responses are kept (docs/serving.md): sqlite:////FOLDER/FILE, for gateways on one machine, or
+    # postgresql://USER:PASSWORD@HOST/DATABASE. Unset: for a cluster of our own (`chorus serve` without an address) a
+    # file that goes with it; else nothing is kept.
+    url: Text | None = None
+    # A file that holds the URL, at this path wherever a gateway runs, instead of the URL itself.
+    url_file: Text | None = None
+    # Days after which a response is deleted that none has gone on from.
+    ttl_days: Period = 30.0
+
+
+@dataclass(frozen=True, slots=True)
 class KvConfig:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -164,6 +178,7 @@ class AppConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -7,6 +7,7 @@
     │   ├── Unauthenticated         no API key, or none that is in force
     │   ├── PermissionDenied        the API key is not for this
     │   ├── ModelNotFound           no such model is served
+    │   ├── ResponseNotFound        no such response is stored, or it is another owner's
     │   └── PayloadTooLarge         the body is larger than the gateway reads
     └── ServiceError                the request was fine; another attempt may succeed
         ├── Overloaded              every queue is full: retry after a while
@@ -25,6 +26,7 @@ server-sent error events and failed batch lines share):
     Unauthenticated     UNAUTHENTICATED      401    invalid_request_error   invalid_api_key            -
     PermissionDenied    PERMISSION_DENIED    403    invalid_request_error   insufficient_permissions   -
     ModelNotFound       NOT_FOUND            404    invalid_request_error   model_not_found            model
+    ResponseNotFound    NOT_FOUND            404    invalid_request_error   response_not_found         -
     PayloadTooLarge     INVALID_ARGUMENT     413    invalid_request_error   payload_too_large          -
     Overloaded          RESOURCE_EXHAUSTED   429    rate_limit_error        overloaded                 -
     Unavailable         UNAVAILABLE          503    server_error            unavailable                -
@@ -122,6 +124,19 @@ class ModelNotFound(RequestError):
         super().__init__(model)
         # Shortened: gRPC carries the message in trailers, which have room for some 8 kB.
         self.message = f"The model {model[:_MAX_SHOWN_NAME]!r} does not exist here; GET /v1/models lists those that do."
+
+
+class ResponseNotFound(RequestError):
+    """`field`: the field that names the response, unless the path does."""
+
+    grpc_status = grpc.StatusCode.NOT_FOUND
+    http_status = 404
+    code = "response_not_found"
+
+    def __init__(self, id: str, field: str | None = None) -> None:
+        super().__init__(id, field)
+        self.field = field
+        self.message = f"The response {id[:_MAX_SHOWN_NAME]!r} does not exist here, or no longer."
 
 
 class PayloadTooLarge(RequestError):

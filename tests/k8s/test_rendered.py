@@ -119,6 +119,18 @@ def test_api_keys_reach_the_gateways_alone(helm: Helm, defaults: Rendered) -> No
     assert "auth" not in defaults.application["args"]
 
 
+def test_the_stores_url_reaches_the_gateways_alone(helm: Helm, defaults: Rendered) -> None:
+    rendered = helm.template({"store.existingSecret": "chorus-store", "store.key": "dsn", "store.ttlDays": 7})
+    templates = rendered.pod_templates
+    assert {name for name, template in templates.items() if "store" in volumes(template)} == {"gateway"}
+    secret = volumes(templates["gateway"])["store"]["secret"]
+    assert secret == {"secretName": "chorus-store", "items": [{"key": "dsn", "path": "dsn"}]}
+    mount = mounts(templates["gateway"])["store"]
+    assert mount == {"name": "store", "mountPath": "/etc/chorus/store", "readOnly": True}
+    assert rendered.application["args"]["store"] == {"url_file": "/etc/chorus/store/dsn", "ttl_days": 7}
+    assert "store" not in defaults.application["args"]
+
+
 def test_gpus_are_requested_and_limited(helm: Helm) -> None:
     rendered = helm.template({"config.workers.shards": 8, "workerGroups.engine.gpus": 8})
     resources = container(rendered.pod_templates["engine"])["resources"]

@@ -87,11 +87,12 @@ def test_scaling_leaves_the_arguments_alone(helm: Helm, defaults: Rendered) -> N
 
 
 def test_values_schema_mirrors_the_configuration(values_schema: dict[str, Any]) -> None:
-    """Key by key, with types and bounds: the chart takes what the application takes, but for the path of the key file,
-    which follows from `apiKeys`."""
+    """Key by key, with types and bounds: the chart takes what the application takes, but for the key file and the
+    store, which follow from `apiKeys` and `store`."""
     generated = TypeAdapter(AppConfig).json_schema()
     application = flattened(generated, generated["$defs"])
-    assert application.pop("config.auth") and application.pop("config.auth.keys_file")
+    for section, keys in (("config.auth", ["keys_file"]), ("config.store", ["url", "url_file", "ttl_days"])):
+        assert all([application.pop(name) for name in (section, *(f"{section}.{key}" for key in keys))])
     ours = values_schema["properties"]["config"]
     assert flattened(ours, values_schema["$defs"]) == application
 

@@ -12,6 +12,7 @@ EXAMPLES: list[errors.ChorusError] = [
     errors.Unauthenticated("no key"),
     errors.PermissionDenied("not for this"),
     errors.ModelNotFound("nope"),
+    errors.ResponseNotFound("resp_1"),
     errors.PayloadTooLarge(1024),
     errors.Overloaded(2.5),
     errors.Unavailable(retry_after_s=1.0),

@@ -59,6 +59,11 @@ class LocalRay:
         self._folder = Path()
 
     @property
+    def folder(self) -> Path:
+        """What is in it goes when the cluster does."""
+        return self._folder
+
+    @property
     def logs(self) -> str:
         """Where to look when something fails."""
         return str(self._folder / "session_latest" / "logs")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Self
@@ -15,11 +16,13 @@ from chorus_cluster.auth.key_file import KeyFile
 from chorus_cluster.auth.keys import KeyFileError
 from chorus_cluster.cli.local_ray import JoinedRay, LocalRay, StartError
 from chorus_cluster.config import ClusterConfig, ConfigError, load
+from chorus_cluster.store.url import StoreError, store_url
 
 _QUESTION = "What is Chorus?"
 _ANSWER_TIMEOUT_S = 120.0
 _MAX_ANSWER_TOKENS = 256
 _KEY_VARIABLE = "CHORUS_API_KEY"
+_STORE_FILE = "store.sqlite3"
 
 _OVERRIDES = {
     "model": "model.path",
@@ -52,7 +55,7 @@ def serve(
     console = Console(highlight=False, soft_wrap=True)
     try:
         _serve(load(config, overrides), console)
-    except (ConfigError, KeyFileError, StartError) as error:
+    except (ConfigError, KeyFileError, StoreError, StartError) as error:
         console.print(f"chorus serve: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
 
@@ -61,6 +64,11 @@ def _serve(config: ClusterConfig, console: Console) -> None:
     if config.auth.keys_file is not None and config.ray.address is None:
         # Else the gateways would say so, a while later. On a cluster of others the file is on its nodes.
         KeyFile(Path(config.auth.keys_file))
+    if config.ray.address is None and (url := store_url(config.store)) is not None:
+        # As the keys. Other commands, and a start without it, need no SQLAlchemy.
+        from chorus_cluster.store.database import Database
+
+        Database(url)
     _raise_on_signals()
     try:
         with Progress(console) as progress:
@@ -70,13 +78,20 @@ def _serve(config: ClusterConfig, console: Console) -> None:
                 # Ray has installed handlers of its own.
                 _raise_on_signals()
                 try:
-                    _run(config, console, progress)
+                    _run(_with_store(config, ray_cluster), console, progress)
                 except StartError:
                     progress.end()
                     console.print(f"Ray's logs: {ray_cluster.logs}", markup=False)
                     raise
     except KeyboardInterrupt:
         console.print("Ended.")
+
+
+def _with_store(config: ClusterConfig, ray_cluster: LocalRay | JoinedRay) -> ClusterConfig:
+    """A cluster of our own keeps responses in its own folder, unless it was told where."""
+    if not isinstance(ray_cluster, LocalRay) or store_url(config.store) is not None:
+        return config
+    return replace(config, store=replace(config.store, url=f"sqlite:///{ray_cluster.folder / _STORE_FILE}"))
 
 
 def _run(config: ClusterConfig, console: Console, progress: "Progress") -> None:

@@ -24,6 +24,7 @@ _BY_CODE: Final[dict[str, type[errors.ChorusError]]] = {
         errors.Unauthenticated,
         errors.PermissionDenied,
         errors.ModelNotFound,
+        errors.ResponseNotFound,
         errors.PayloadTooLarge,
         errors.Overloaded,
         errors.Unavailable,

@@ -8,7 +8,7 @@ from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.request import OutputFormat, ToolChoice
 from chorus_cluster.harmony.conversation import ResponseFormat
 
-_ANY_OBJECT = '{"type":"object"}'
+ANY_OBJECT = '{"type":"object"}'
 _MAX_CHOICES = 1024
 # Tiers become priorities of the engine's queue, where lower runs first.
 _TIERS = {"auto": 0, "default": 0, "scale": 0, "priority": -100, "flex": 100}
@@ -65,7 +65,7 @@ def parse_response_format(value: Any) -> OutputFormat | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return OutputFormat("json_schema", _ANY_OBJECT, "response_format")
+        return OutputFormat("json_schema", ANY_OBJECT, "response_format")
     if kind == "json_schema":
         return json_schema_format(value.get("json_schema"), "response_format.json_schema")
     raise InvalidRequest("response_format.type", "must be 'text', 'json_object' or 'json_schema'")
@@ -100,7 +100,7 @@ def parse_structured_outputs(value: Any) -> OutputFormat | None:
     ((kind, item),) = given.items()
     field = f"{field}.{kind}"
     if kind == "json_object":
-        return OutputFormat("json_schema", _ANY_OBJECT, field)
+        return OutputFormat("json_schema", ANY_OBJECT, field)
     if kind == "choice":
         return OutputFormat("choice", json.dumps(_choices(item, field)), field)
     if kind == "json" and isinstance(item, Mapping | bool):

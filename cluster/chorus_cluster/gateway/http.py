@@ -1,5 +1,5 @@
-"""The HTTP surface: chat completions, completions and models as OpenAI's, the tokenizer as vLLM's, health, metrics, and
-the OpenAPI pages."""
+"""The HTTP surface: chat completions, responses, completions and models as OpenAI's, the tokenizer as vLLM's, health,
+metrics, and the OpenAPI pages."""
 
 import math
 import time
@@ -22,6 +22,9 @@ from chorus_cluster.gateway.http_io import RequestMiddleware, error_response, js
 from chorus_cluster.gateway.http_response import GenerationResponse
 from chorus_cluster.gateway.http_tokens import add_token_routes, body_of, tokenize_chat_schema
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES, parse_chat_body, parse_json
+from chorus_cluster.gateway.responses.http_models import ResponsesBody
+from chorus_cluster.gateway.responses.http_routes import add_response_routes
+from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_protos.v1 import engine_pb2
 
 TIMEOUT_HEADER = "x-request-timeout-s"
@@ -30,7 +33,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": wire.ErrorBody, "description": "The request can't be served as it is; `param` names the field."},
     401: {"model": wire.ErrorBody, "description": "No API key, or none that is in force, where keys are asked for."},
     403: {"model": wire.ErrorBody, "description": "The API key is not for this."},
-    404: {"model": wire.ErrorBody, "description": "No such model."},
+    404: {"model": wire.ErrorBody, "description": "No such model, or no such response."},
     413: {"model": wire.ErrorBody, "description": "The body is too large."},
     429: {"model": wire.ErrorBody, "description": "All queues are full; Retry-After says when to come back."},
     500: {"model": wire.ErrorBody, "description": "The request failed."},
@@ -54,6 +57,7 @@ _TIMEOUT_PARAMETER = {
 def build_http_app(
     service: ChatService,
     *,
+    responses: ResponsesService | None = None,
     metrics_page: Callable[[], Awaitable[bytes]] | None = None,
     access: Access | None = None,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
@@ -61,9 +65,9 @@ def build_http_app(
 ) -> FastAPI:
     """Builds the application that serves `service`.
 
-    `metrics_page` makes the body of /metrics; by default this gateway's own metrics. `access` decides who may ask; by
-    default, everyone. `sends_request_id` is off where
-    the server around it adds x-request-id to responses.
+    `responses` serves /v1/responses; by default, without a store. `metrics_page` makes the body of /metrics; by default
+    this gateway's own metrics. `access` decides who may ask; by default, everyone. `sends_request_id` is off where the
+    server around it adds x-request-id to responses.
     """
     app = FastAPI(title="Chorus", version="1", description="Chat completions by gpt-oss models.")
     # The last one added is the outermost.
@@ -72,6 +76,14 @@ def build_http_app(
     app.add_exception_handler(ChorusError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     _add_chat_route(app, service, max_body_bytes)
+    add_response_routes(
+        app,
+        responses or ResponsesService(service),
+        max_body_bytes,
+        _deadline,
+        created=_generation_extra("ResponseRequest"),
+        errors=_ERRORS,
+    )
     _add_completion_route(app, service, max_body_bytes)
     _add_model_routes(app, service)
     add_token_routes(
@@ -209,7 +221,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        for model, name in ((wire.ChatCompletionBody, "ChatCompletionRequest"), (CompletionBody, "CompletionRequest")):
+        for model, name in (
+            (wire.ChatCompletionBody, "ChatCompletionRequest"),
+            (ResponsesBody, "ResponseRequest"),
+            (CompletionBody, "CompletionRequest"),
+        ):
             body = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(body.pop("$defs", {}))
             schemas[name] = body

@@ -17,7 +17,7 @@ from chorus_cluster.gateway.stream import ChatStream
 
 logger = logging.getLogger(__name__)
 
-_EVENT_STREAM_HEADERS = [
+EVENT_STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     # Proxies that buffer answers (nginx) don't buffer this one.
@@ -88,20 +88,20 @@ class GenerationResponse(Response):
 
     async def _send_events(self, streams: Sequence[ChatStream], send: Send) -> None:
         writers = [self._form.writer(stream, index) for index, stream in enumerate(streams)]
-        await send({"type": "http.response.start", "status": 200, "headers": list(_EVENT_STREAM_HEADERS)})
-        await _send_piece(send, b"".join(writer.first() for writer in writers))
+        await send({"type": "http.response.start", "status": 200, "headers": list(EVENT_STREAM_HEADERS)})
+        await send_piece(send, b"".join(writer.first() for writer in writers))
         try:
             async with contextlib.aclosing(merged(streams)) as pieces:
                 async for index, events in pieces:
-                    await _send_piece(send, writers[index].events(events))
-            await _send_piece(send, writers[0].end(self._form.usage([stream.usage for stream in streams])))
+                    await send_piece(send, writers[index].events(events))
+            await send_piece(send, writers[0].end(self._form.usage([stream.usage for stream in streams])))
         except Exception as error:  # The status is out: all that is left is to say so in the stream.
             shown = to_client_error(error)
             if shown is not error:
                 logger.exception("%s failed unexpectedly", streams[0].id)
-            await _send_piece(send, writers[0].error(shown))
+            await send_piece(send, writers[0].error(shown))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _send_piece(send: Send, piece: bytes) -> None:
+async def send_piece(send: Send, piece: bytes) -> None:
     await send({"type": "http.response.body", "body": piece, "more_body": True})

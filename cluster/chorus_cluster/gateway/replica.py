@@ -21,9 +21,11 @@ from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
 from chorus_cluster.gateway.health import HealthMethods
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.gateway.metrics import GatewayMetrics
+from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.harmony.warm_up import warm_up
 from chorus_cluster.routing.client import ServeEngineClient
 from chorus_cluster.routing.retries import RetryPolicy
+from chorus_cluster.store.open import open_store
 
 logger = logging.getLogger(__name__)
 
@@ -57,20 +59,33 @@ class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
             on_retry=own_metrics.on_engine_retry,
         )
         self._access = Access(_key_file(config))
+        self._drain_timeout_s = config.gateway.drain_timeout_s
+        service = ChatService(engine, own_metrics, header_guard=config.gateway.header_guard)
+        self._responses = ResponsesService(service, await open_store(config.store))
         GrpcMethods.__init__(
             self,
-            ChatService(engine, own_metrics, header_guard=config.gateway.header_guard),
+            service,
             access=self._access,
             raises_in_streams=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1",
         )
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._hub = await asyncio.to_thread(metrics.HubClient)
         self._pushing = asyncio.create_task(self._hub.push_forever(self._page))
+        if self._responses.jobs is not None:
+            self._keeping_up = asyncio.create_task(self._responses.jobs.keep_up())
+
+    async def __del__(self) -> None:
+        """Serve awaits this when it stops a replica, after the open requests; what is left of the time is for responses
+        in the background."""
+        responses = getattr(self, "_responses", None)
+        if responses is not None and responses.jobs is not None:
+            await responses.jobs.drain(self._drain_timeout_s)
 
     def __serve_build_asgi_app__(self) -> Any:
         # Serve adds x-request-id itself.
         return build_http_app(
             self._service,
+            responses=self._responses,
             metrics_page=lambda: self._hub.cluster_page(self._page()),
             access=self._access,
             sends_request_id=False,

@@ -90,6 +90,11 @@ readinessProbe:
       mountPath: {{ include "chorus.apiKeysPath" .root }}
       readOnly: true
     {{- end }}
+    {{- if .mountStore }}
+    - name: store
+      mountPath: {{ include "chorus.storePath" .root }}
+      readOnly: true
+    {{- end }}
 {{- end -}}
 
 {{- define "chorus.volumes" -}}
@@ -116,6 +121,14 @@ readinessProbe:
     items:
       - key: {{ .root.Values.apiKeys.key }}
         path: {{ .root.Values.apiKeys.key }}
+{{- end }}
+{{- if .mountStore }}
+- name: store
+  secret:
+    secretName: {{ .root.Values.store.existingSecret }}
+    items:
+      - key: {{ .root.Values.store.key }}
+        path: {{ .root.Values.store.key }}
 {{- end }}
 {{- end -}}
 
@@ -144,6 +157,7 @@ topologySpreadConstraints:
 {{- $takesEngines := has "engine" (.group.roles | default list) -}}
 {{- $takesGateways := has "gateway" (.group.roles | default list) -}}
 {{- $mounts := dict "mountModel" (and $hasVolume $takesEngines) "mountKeys" (and .root.Values.apiKeys.existingSecret $takesGateways) -}}
+{{- $_ := set $mounts "mountStore" (and .root.Values.store.existingSecret $takesGateways) -}}
 {{- $pod := merge $mounts . -}}
 metadata:
   labels:

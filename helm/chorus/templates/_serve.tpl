@@ -13,11 +13,21 @@ arguments change, so counts go into `deployments`, which Serve changes in place.
 {{- if .Values.apiKeys.existingSecret -}}
 {{- $_ := set $config "auth" (dict "keys_file" (printf "%s/%s" (include "chorus.apiKeysPath" .) .Values.apiKeys.key)) -}}
 {{- end -}}
+{{- with .Values.store -}}
+{{- if .existingSecret -}}
+{{- $file := printf "%s/%s" (include "chorus.storePath" $) .key -}}
+{{- $_ := set $config "store" (dict "url_file" $file "ttl_days" .ttlDays) -}}
+{{- end -}}
+{{- end -}}
 {{- toYaml $config -}}
 {{- end -}}
 
 {{- define "chorus.apiKeysPath" -}}
 /etc/chorus/api-keys
+{{- end -}}
+
+{{- define "chorus.storePath" -}}
+/etc/chorus/store
 {{- end -}}
 
 {{- /* The Serve config: what KubeRay sends to PUT /api/serve/applications/. */ -}}

@@ -50,6 +50,18 @@ def test_a_key_file_that_can_t_be_used_ends_a_start_at_once(tmp_path: Path) -> N
     assert result.output.startswith(f"chorus serve: {keys}: keys: ")
 
 
+def test_a_store_that_can_t_be_used_ends_a_start_at_once(tmp_path: Path) -> None:
+    file, secret = tmp_path / "chorus.yaml", tmp_path / "url"
+    for settings, message in (
+        ("url: 'mysql://user:secret@host/db'", "store.url: must begin with sqlite:/// or postgresql://"),
+        (f"url_file: {secret}", f"store.url_file: can't read {secret}: No such file or directory"),
+        (f"url: 'sqlite:////x', url_file: {secret}", "store: url and url_file are both set; choose one"),
+    ):
+        file.write_text(f"store: {{{settings}}}\n")
+        result = runner.invoke(app, ["serve", "--config", str(file)])
+        assert (result.exit_code, result.output.strip()) == (1, f"chorus serve: {message}")
+
+
 def test_a_new_key_is_shown_once_beside_its_entry() -> None:
     result = runner.invoke(app, ["new-key", "ci", "--owner", "team-a", "--scope", "metrics", "--scope", "inference"])
     assert result.exit_code == 0

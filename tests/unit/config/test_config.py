@@ -97,7 +97,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_serve_config_s_args_take_the_application_s_sections_only() -> None:
     assert parse({"workers": {"replicas": 2}}, AppConfig).workers.replicas == 2
     with pytest.raises(
-        ConfigError, match="http: unknown key; known here: model, gateway, auth, workers, routing, logging"
+        ConfigError, match="http: unknown key; known here: model, gateway, auth, store, workers, routing, logging"
     ):
         parse({"http": {"port": 1}}, AppConfig)
 

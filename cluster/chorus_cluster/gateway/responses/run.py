@@ -1,0 +1,51 @@
+"""One response while it is made: from the model's events to its object and its events."""
+
+from collections.abc import AsyncIterator, Callable
+
+from chorus_cluster.errors import ChorusError
+from chorus_cluster.gateway import events as ev
+from chorus_cluster.gateway.responses.body import TERMINAL_EVENTS, Body, failed_body, finished_body
+from chorus_cluster.gateway.responses.writer import ResponseWriter
+from chorus_cluster.gateway.stream import ChatStream
+
+
+class ResponseRun:
+    """`body` is the response as it is at present; each method returns the events that are due."""
+
+    def __init__(self, body: Body, writer: ResponseWriter, clock: Callable[[], float]) -> None:
+        self.body = body
+        self._writer = writer
+        self._clock = clock
+
+    @property
+    def num_events(self) -> int:
+        """So far."""
+        return self._writer.num_events
+
+    def created(self) -> list[str]:
+        events = self._writer.response("response.created", self.body)
+        return events + (self._writer.response("response.queued", self.body) if self.body["status"] == "queued" else [])
+
+    def started(self) -> list[str]:
+        self.body = self.body | {"status": "in_progress"}
+        return self._writer.response("response.in_progress", self.body)
+
+    async def read(self, stream: ChatStream) -> AsyncIterator[list[str]]:
+        """Reads the model's events to their end; then `body` is whole. Errors: those of the stream."""
+        finished: ev.Finished | None = None
+        async for events in stream:
+            if isinstance(events[-1], ev.Finished):
+                finished = events[-1]
+            yield self._writer.events(events)
+        assert finished is not None, "a stream ends with Finished or an error"
+        yield self._writer.close(is_cut=finished.reason == "length")
+        self.body = finished_body(self.body, self._writer.output, finished, int(self._clock()))
+
+    def fail(self, error: ChorusError) -> list[str]:
+        events = self._writer.close(is_cut=True)
+        self.body = failed_body(self.body, error, self._writer.output)
+        return events
+
+    def ended(self) -> list[str]:
+        """The last event, of a response that is whole or has failed."""
+        return self._writer.response(TERMINAL_EVENTS[self.body["status"]], self.body)
