@@ -28,6 +28,7 @@ def guide_from_pb(guide: engine_pb2.Guide, info: RunnerInfo) -> GuideSpec:
             _message(message, f"guide.messages[{i}]", grammars, info) for i, message in enumerate(guide.messages)
         ),
         max_reasoning_tokens=guide.max_reasoning_tokens if guide.HasField("max_reasoning_tokens") else None,
+        reasons_once=guide.reasons_once,
     )
 
 

@@ -53,7 +53,9 @@ def build_guide(request: ChatRequest, *, header_guard: bool) -> Guided:
     if not limited and request.max_reasoning_tokens is None:
         return Guided(_plain(tuple(tool.name for tool in tools)) if header_guard else None)
     builder = _Builder()
-    builder.add_reasoning(has_tools=bool(tools))
+    # Who must call a tool and would rather not could go on with preambles and reasoning without end.
+    builder.add_reasoning(has_preambles=bool(tools) and not must_call)
+    builder.pb.reasons_once = must_call
     if not must_call:
         builder.add_answer(request.output_format)
     for tool in tools:
@@ -84,7 +86,7 @@ def _index(request: ChatRequest, tool: Tool) -> int:
 def _plain(tool_names: tuple[str, ...]) -> engine_pb2.Guide:
     """The guide that keeps headers alone; it is not to be changed."""
     builder = _Builder()
-    builder.add_reasoning(has_tools=bool(tool_names))
+    builder.add_reasoning(has_preambles=bool(tool_names))
     builder.add_answer(None)
     for name in tool_names:
         builder.add_call(Tool(name), 0)
@@ -96,9 +98,9 @@ class _Builder:
         self.pb = engine_pb2.Guide(opening=headers.opening())
         self.fields: list[str] = []
 
-    def add_reasoning(self, *, has_tools: bool) -> None:
+    def add_reasoning(self, *, has_preambles: bool) -> None:
         self._add(headers.analysis_header(), (END,), is_reasoning=True)
-        if has_tools:
+        if has_preambles:
             self._add(headers.preamble_header(), (END,))
 
     def add_answer(self, output_format: OutputFormat | None) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63horus_protos/v1/engine.proto\x12\tchorus.v1\"\xfe\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12<\n\nlogit_bias\x18\t \x03(\x0b\x32(.chorus.v1.SamplingParams.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x08\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"\x95\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.chorus.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x1a\n\x12num_resumed_tokens\x18\x05 \x01(\r\x12\x1c\n\x0f\x64\x65\x61\x64line_unix_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x1f\n\x05guide\x18\x08 \x01(\x0b\x32\x10.chorus.v1.Guide\x12\x10\n\x08priority\x18\t \x01(\x05\x42\x12\n\x10_deadline_unix_s\"\xa6\x01\n\x05Guide\x12\x0f\n\x07opening\x18\x01 \x03(\r\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.chorus.v1.GuidedMessage\x12$\n\x08grammars\x18\x03 \x03(\x0b\x32\x12.chorus.v1.Grammar\x12!\n\x14max_reasoning_tokens\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x17\n\x15_max_reasoning_tokens\"n\n\rGuidedMessage\x12\x0e\n\x06header\x18\x01 \x03(\r\x12\x15\n\rend_token_ids\x18\x02 \x03(\r\x12\x14\n\x07grammar\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0cis_reasoning\x18\x04 \x01(\x08\x42\n\n\x08_grammar\"L\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x03 \x01(\tH\x00\x42\t\n\x07grammar\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"b\n\x10PositionLogprobs\x12(\n\x07sampled\x18\x01 \x01(\x0b\x32\x17.chorus.v1.TokenLogprob\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.chorus.v1.TokenLogprob\"\x81\x01\n\x07Refusal\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.chorus.v1.RefusalReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x1a\n\rretry_after_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_retry_after_s\"\xf1\x01\n\x10GenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12-\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1b.chorus.v1.PositionLogprobs\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.chorus.v1.FinishReason\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\r\x12\x14\n\x0cqueue_time_s\x18\x05 \x01(\x01\x12#\n\x07refusal\x18\x06 \x01(\x0b\x32\x12.chorus.v1.Refusal\x12\x15\n\rerror_message\x18\x07 \x01(\t\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0f\n\rAbortResponse\"\x15\n\x13GetModelInfoRequest\"\x87\x01\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nnum_shards\x18\x04 \x01(\r\x12\x15\n\rkv_block_size\x18\x05 \x01(\r\x12\x15\n\rnum_kv_blocks\x18\x06 \x01(\r\"\x10\n\x0eGetLoadRequest\"h\n\nEngineLoad\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x1e\n\x16num_outstanding_tokens\x18\x03 \x01(\x04\x12\x10\n\x08kv_usage\x18\x04 \x01(\x01*\xad\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x05*\xb0\x01\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12#\n\x1fREFUSAL_REASON_INVALID_ARGUMENT\x10\x01\x12\x1d\n\x19REFUSAL_REASON_OVERLOADED\x10\x02\x12\x1e\n\x1aREFUSAL_REASON_UNAVAILABLE\x10\x03\x12\x1b\n\x17REFUSAL_REASON_DEADLINE\x10\x04\x32\x95\x02\n\rEngineService\x12\x45\n\x08Generate\x12\x1a.chorus.v1.GenerateRequest\x1a\x1b.chorus.v1.GenerateResponse0\x01\x12:\n\x05\x41\x62ort\x12\x17.chorus.v1.AbortRequest\x1a\x18.chorus.v1.AbortResponse\x12\x44\n\x0cGetModelInfo\x12\x1e.chorus.v1.GetModelInfoRequest\x1a\x14.chorus.v1.ModelInfo\x12;\n\x07GetLoad\x12\x19.chorus.v1.GetLoadRequest\x1a\x15.chorus.v1.EngineLoadb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63horus_protos/v1/engine.proto\x12\tchorus.v1\"\xfe\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12<\n\nlogit_bias\x18\t \x03(\x0b\x32(.chorus.v1.SamplingParams.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x08\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"\x95\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.chorus.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x1a\n\x12num_resumed_tokens\x18\x05 \x01(\r\x12\x1c\n\x0f\x64\x65\x61\x64line_unix_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x1f\n\x05guide\x18\x08 \x01(\x0b\x32\x10.chorus.v1.Guide\x12\x10\n\x08priority\x18\t \x01(\x05\x42\x12\n\x10_deadline_unix_s\"\xbc\x01\n\x05Guide\x12\x0f\n\x07opening\x18\x01 \x03(\r\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.chorus.v1.GuidedMessage\x12$\n\x08grammars\x18\x03 \x03(\x0b\x32\x12.chorus.v1.Grammar\x12!\n\x14max_reasoning_tokens\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0creasons_once\x18\x05 \x01(\x08\x42\x17\n\x15_max_reasoning_tokens\"n\n\rGuidedMessage\x12\x0e\n\x06header\x18\x01 \x03(\r\x12\x15\n\rend_token_ids\x18\x02 \x03(\r\x12\x14\n\x07grammar\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0cis_reasoning\x18\x04 \x01(\x08\x42\n\n\x08_grammar\"L\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x03 \x01(\tH\x00\x42\t\n\x07grammar\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"b\n\x10PositionLogprobs\x12(\n\x07sampled\x18\x01 \x01(\x0b\x32\x17.chorus.v1.TokenLogprob\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.chorus.v1.TokenLogprob\"\x81\x01\n\x07Refusal\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.chorus.v1.RefusalReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x1a\n\rretry_after_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_retry_after_s\"\xf1\x01\n\x10GenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12-\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1b.chorus.v1.PositionLogprobs\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.chorus.v1.FinishReason\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\r\x12\x14\n\x0cqueue_time_s\x18\x05 \x01(\x01\x12#\n\x07refusal\x18\x06 \x01(\x0b\x32\x12.chorus.v1.Refusal\x12\x15\n\rerror_message\x18\x07 \x01(\t\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0f\n\rAbortResponse\"\x15\n\x13GetModelInfoRequest\"\x87\x01\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nnum_shards\x18\x04 \x01(\r\x12\x15\n\rkv_block_size\x18\x05 \x01(\r\x12\x15\n\rnum_kv_blocks\x18\x06 \x01(\r\"\x10\n\x0eGetLoadRequest\"h\n\nEngineLoad\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x1e\n\x16num_outstanding_tokens\x18\x03 \x01(\x04\x12\x10\n\x08kv_usage\x18\x04 \x01(\x01*\xad\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x05*\xb0\x01\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12#\n\x1fREFUSAL_REASON_INVALID_ARGUMENT\x10\x01\x12\x1d\n\x19REFUSAL_REASON_OVERLOADED\x10\x02\x12\x1e\n\x1aREFUSAL_REASON_UNAVAILABLE\x10\x03\x12\x1b\n\x17REFUSAL_REASON_DEADLINE\x10\x04\x32\x95\x02\n\rEngineService\x12\x45\n\x08Generate\x12\x1a.chorus.v1.GenerateRequest\x1a\x1b.chorus.v1.GenerateResponse0\x01\x12:\n\x05\x41\x62ort\x12\x17.chorus.v1.AbortRequest\x1a\x18.chorus.v1.AbortResponse\x12\x44\n\x0cGetModelInfo\x12\x1e.chorus.v1.GetModelInfoRequest\x1a\x14.chorus.v1.ModelInfo\x12;\n\x07GetLoad\x12\x19.chorus.v1.GetLoadRequest\x1a\x15.chorus.v1.EngineLoadb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2062
-  _globals['_FINISHREASON']._serialized_end=2235
-  _globals['_REFUSALREASON']._serialized_start=2238
-  _globals['_REFUSALREASON']._serialized_end=2414
+  _globals['_FINISHREASON']._serialized_start=2084
+  _globals['_FINISHREASON']._serialized_end=2257
+  _globals['_REFUSALREASON']._serialized_start=2260
+  _globals['_REFUSALREASON']._serialized_end=2436
   _globals['_SAMPLINGPARAMS']._serialized_start=45
   _globals['_SAMPLINGPARAMS']._serialized_end=555
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=373
@@ -44,31 +44,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=558
   _globals['_GENERATEREQUEST']._serialized_end=835
   _globals['_GUIDE']._serialized_start=838
-  _globals['_GUIDE']._serialized_end=1004
-  _globals['_GUIDEDMESSAGE']._serialized_start=1006
-  _globals['_GUIDEDMESSAGE']._serialized_end=1116
-  _globals['_GRAMMAR']._serialized_start=1118
-  _globals['_GRAMMAR']._serialized_end=1194
-  _globals['_TOKENLOGPROB']._serialized_start=1196
-  _globals['_TOKENLOGPROB']._serialized_end=1245
-  _globals['_POSITIONLOGPROBS']._serialized_start=1247
-  _globals['_POSITIONLOGPROBS']._serialized_end=1345
-  _globals['_REFUSAL']._serialized_start=1348
-  _globals['_REFUSAL']._serialized_end=1477
-  _globals['_GENERATERESPONSE']._serialized_start=1480
-  _globals['_GENERATERESPONSE']._serialized_end=1721
-  _globals['_ABORTREQUEST']._serialized_start=1723
-  _globals['_ABORTREQUEST']._serialized_end=1757
-  _globals['_ABORTRESPONSE']._serialized_start=1759
-  _globals['_ABORTRESPONSE']._serialized_end=1774
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1776
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1797
-  _globals['_MODELINFO']._serialized_start=1800
-  _globals['_MODELINFO']._serialized_end=1935
-  _globals['_GETLOADREQUEST']._serialized_start=1937
-  _globals['_GETLOADREQUEST']._serialized_end=1953
-  _globals['_ENGINELOAD']._serialized_start=1955
-  _globals['_ENGINELOAD']._serialized_end=2059
-  _globals['_ENGINESERVICE']._serialized_start=2417
-  _globals['_ENGINESERVICE']._serialized_end=2694
+  _globals['_GUIDE']._serialized_end=1026
+  _globals['_GUIDEDMESSAGE']._serialized_start=1028
+  _globals['_GUIDEDMESSAGE']._serialized_end=1138
+  _globals['_GRAMMAR']._serialized_start=1140
+  _globals['_GRAMMAR']._serialized_end=1216
+  _globals['_TOKENLOGPROB']._serialized_start=1218
+  _globals['_TOKENLOGPROB']._serialized_end=1267
+  _globals['_POSITIONLOGPROBS']._serialized_start=1269
+  _globals['_POSITIONLOGPROBS']._serialized_end=1367
+  _globals['_REFUSAL']._serialized_start=1370
+  _globals['_REFUSAL']._serialized_end=1499
+  _globals['_GENERATERESPONSE']._serialized_start=1502
+  _globals['_GENERATERESPONSE']._serialized_end=1743
+  _globals['_ABORTREQUEST']._serialized_start=1745
+  _globals['_ABORTREQUEST']._serialized_end=1779
+  _globals['_ABORTRESPONSE']._serialized_start=1781
+  _globals['_ABORTRESPONSE']._serialized_end=1796
+  _globals['_GETMODELINFOREQUEST']._serialized_start=1798
+  _globals['_GETMODELINFOREQUEST']._serialized_end=1819
+  _globals['_MODELINFO']._serialized_start=1822
+  _globals['_MODELINFO']._serialized_end=1957
+  _globals['_GETLOADREQUEST']._serialized_start=1959
+  _globals['_GETLOADREQUEST']._serialized_end=1975
+  _globals['_ENGINELOAD']._serialized_start=1977
+  _globals['_ENGINELOAD']._serialized_end=2081
+  _globals['_ENGINESERVICE']._serialized_start=2439
+  _globals['_ENGINESERVICE']._serialized_end=2716
 # @@protoc_insertion_point(module_scope)

@@ -273,8 +273,11 @@ class Guide(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     GRAMMARS_FIELD_NUMBER: _builtins.int
     MAX_REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONS_ONCE_FIELD_NUMBER: _builtins.int
     max_reasoning_tokens: _builtins.int
     """Most tokens in bodies of reasoning. Unset: any number."""
+    reasons_once: _builtins.bool
+    """Whether there is at most one message of reasoning. Else a model that likes none of the others may reason on and on."""
     @_builtins.property
     def opening(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """What comes between the token that ends a message and the next one's header."""
@@ -294,10 +297,11 @@ class Guide(_message.Message):
         messages: _abc.Iterable[Global___GuidedMessage] | None = ...,
         grammars: _abc.Iterable[Global___Grammar] | None = ...,
         max_reasoning_tokens: _builtins.int | None = ...,
+        reasons_once: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_reasoning_tokens", b"_max_reasoning_tokens", "max_reasoning_tokens", b"max_reasoning_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_reasoning_tokens", b"_max_reasoning_tokens", "grammars", b"grammars", "max_reasoning_tokens", b"max_reasoning_tokens", "messages", b"messages", "opening", b"opening"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_reasoning_tokens", b"_max_reasoning_tokens", "grammars", b"grammars", "max_reasoning_tokens", b"max_reasoning_tokens", "messages", b"messages", "opening", b"opening", "reasons_once", b"reasons_once"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_reasoning_tokens: _TypeAlias = _typing.Literal["max_reasoning_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_reasoning_tokens: _TypeAlias = _typing.Literal["_max_reasoning_tokens", b"_max_reasoning_tokens"]  # noqa: Y015

@@ -105,6 +105,15 @@ def test_reasoning_ends_with_its_budget(budget: int) -> None:
     assert bool(engine.stats.guide_interventions["reasoning_budget"]) == (budget > 0)
 
 
+def test_no_reasoning_follows_another_where_it_may_come_but_once() -> None:
+    engine = build(overlaps=True, max_queued_requests=1000)
+    gathered = answers(engine, guided(200, spec=replace(SPEC, reasons_once=True)))
+    counts = Counter(len(bodies(tokens, REASONING.header)) for tokens in gathered.tokens.values())
+    assert counts.keys() == {0, 1}
+    for request_id, reason in gathered.finished.items():
+        check_messages(gathered.tokens[request_id], SPEC, is_whole=reason == FinishReason.STOP)
+
+
 def test_a_guide_says_what_comes_whoever_else_is_in_the_steps() -> None:
     asked = guided(60)
     alone = {a.request_id: answers(build(), [a]) for a in asked}

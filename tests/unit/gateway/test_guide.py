@@ -62,11 +62,11 @@ RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "sch
         ({"tools": [F], "tool_choice": "none"}, {"analysis": {None}, "final": {None}}),
         (
             {"tools": [F], "tool_choice": "required"},
-            {"analysis": {None}, "commentary": {None}, "to=functions.f": {None}},
+            {"analysis": {None}, "to=functions.f": {None}},
         ),
         (
             {"tools": [F, G], "tool_choice": tool("f")},
-            {"analysis": {None}, "commentary": {None}, "to=functions.f": {None}},
+            {"analysis": {None}, "to=functions.f": {None}},
         ),
         (
             {
@@ -96,6 +96,12 @@ RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "sch
 )
 def test_messages_that_may_come(fields: dict[str, Any], expected: dict[str, set[str | None]]) -> None:
     assert kinds(guide(**fields)) == expected
+
+
+def test_who_must_call_reasons_once() -> None:
+    assert guide(tools=[F], tool_choice="required").reasons_once
+    assert guide(tools=[F], tool_choice=tool("f")).reasons_once
+    assert not guide(tools=[F]).reasons_once
 
 
 def test_the_budget_of_reasoning() -> None:

@@ -40,6 +40,7 @@ class Guide:
         "_message",
         "_node",
         "_openings",
+        "_reasons_once",
         "_roots",
     )
 
@@ -50,6 +51,7 @@ class Guide:
         self._matchers = matchers
         # Tokens of reasoning that are left.
         self._left = spec.max_reasoning_tokens
+        self._reasons_once = spec.reasons_once
         # Headers of all messages, and of those that are no reasoning, for when none of it is left.
         answers = [message for message in spec.messages if not message.is_reasoning]
         self._roots = (build_tree(spec.messages, columns), build_tree(answers, columns))
@@ -155,9 +157,11 @@ class Guide:
 
     def _read_body(self, token_id: int) -> None:
         """In a body of anything; there a header may begin although nothing ended the body."""
-        node = self._opening if token_id == START else self._root if token_id == CHANNEL else None
-        if node is not None and (child := node.children.get(token_id)) is not None:
-            self._node, self._message = child, None
+        if token_id in (START, CHANNEL):
+            self._leave()
+            node = self._opening if token_id == START else self._root
+            if (child := node.children.get(token_id)) is not None:
+                self._node, self._message = child, None
         elif self._left and self._is_reasoning:
             self._left -= 1
 
@@ -168,7 +172,13 @@ class Guide:
             raise GrammarError("the answer holds a token that the model doesn't have")
         self._matcher.consume(column)
 
+    def _leave(self) -> None:
+        """Counts a message as written."""
+        if self._reasons_once and self._is_reasoning:
+            self._left = 0
+
     def _end(self, message: GuidedMessage) -> None:
+        self._leave()
         self._node, self._message, self._matcher = self._opening, None, None
         self._closings = message.end_token_ids - {END}
 

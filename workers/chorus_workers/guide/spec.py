@@ -44,6 +44,8 @@ class GuideSpec:
     messages: Sequence[GuidedMessage]
     # Most tokens of reasoning. None: any number.
     max_reasoning_tokens: int | None = None
+    # Whether no message of reasoning follows another.
+    reasons_once: bool = False
 
     @property
     def grammars(self) -> frozenset[Grammar]:
