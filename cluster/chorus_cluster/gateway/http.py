@@ -9,15 +9,17 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from chorus_cluster.errors import ChorusError, InvalidRequest, ModelNotFound
 from chorus_cluster.gateway import http_models as wire
-from chorus_cluster.gateway.access import OWNER, Access, AccessMiddleware
+from chorus_cluster.gateway.access import OPEN_PATHS, OWNER, Access, AccessMiddleware
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.http_chat import ChatForm
-from chorus_cluster.gateway.http_completions import CompletionBody, CompletionForm, TextCompletion
+from chorus_cluster.gateway.http_chunks import ChatCompletionChunk, event_stream
+from chorus_cluster.gateway.http_completions import CompletionBody, CompletionForm, TextCompletion, TextCompletionChunk
 from chorus_cluster.gateway.http_io import RequestMiddleware, error_response, json_response, read_body
 from chorus_cluster.gateway.http_response import GenerationResponse
 from chorus_cluster.gateway.http_tokens import add_token_routes, body_of, tokenize_chat_schema
@@ -37,12 +39,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     503: {"model": wire.ErrorBody, "description": "No worker can take the request."},
     504: {"model": wire.ErrorBody, "description": f"The time that {TIMEOUT_HEADER} gave has passed."},
 }
-_KEY_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 403)}
-_EVENT_STREAM = {
-    "text/event-stream": {
-        "schema": {"type": "string", "description": "With `stream`: OpenAI's `chat.completion.chunk` objects."}
-    }
+# The schemas that no route's annotations name: bodies that we read ourselves, and chunks.
+_UNNAMED_SCHEMAS: dict[str, type[BaseModel]] = {
+    "ChatCompletionRequest": wire.ChatCompletionBody,
+    "CompletionRequest": CompletionBody,
+    "ChatCompletionChunk": ChatCompletionChunk,
+    "TextCompletionChunk": TextCompletionChunk,
 }
+_KEY_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 403)}
 _TIMEOUT_PARAMETER = {
     "name": TIMEOUT_HEADER,
     "in": "header",
@@ -67,7 +71,8 @@ def build_http_app(
     """
     app = FastAPI(title="Chorus", version="1", description="Chat completions by gpt-oss models.")
     # The last one added is the outermost.
-    app.add_middleware(AccessMiddleware, access=access or Access())
+    access = access or Access()
+    app.add_middleware(AccessMiddleware, access=access)
     app.add_middleware(RequestMiddleware, metrics=service.metrics, sends_request_id=sends_request_id)
     app.add_exception_handler(ChorusError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -78,7 +83,7 @@ def build_http_app(
         app, service, max_body_bytes, {status: _ERRORS[status] for status in (400, 401, 403, 404, 413, 503)}
     )
     _add_operations_routes(app, service, metrics_page)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, access)  # type: ignore[method-assign]
     return app
 
 
@@ -91,7 +96,7 @@ def _add_chat_route(app: FastAPI, service: ChatService, max_body_bytes: int) -> 
     @app.post(
         "/v1/chat/completions",
         response_model=None,
-        responses={200: {"model": wire.ChatCompletion, "content": _EVENT_STREAM}, **_ERRORS},
+        responses={200: {"model": wire.ChatCompletion, "content": event_stream("ChatCompletionChunk")}, **_ERRORS},
         openapi_extra=_generation_extra("ChatCompletionRequest"),
         tags=["chat"],
         summary="Create a chat completion",
@@ -108,7 +113,7 @@ def _add_completion_route(app: FastAPI, service: ChatService, max_body_bytes: in
     @app.post(
         "/v1/completions",
         response_model=None,
-        responses={200: {"model": TextCompletion, "content": _EVENT_STREAM}, **_ERRORS},
+        responses={200: {"model": TextCompletion, "content": event_stream("TextCompletionChunk")}, **_ERRORS},
         openapi_extra=_generation_extra("CompletionRequest"),
         tags=["completions"],
         summary="Complete raw prompts",
@@ -180,8 +185,8 @@ def _add_operations_routes(
     @app.get(
         "/metrics",
         response_model=None,
-        response_class=PlainTextResponse,
-        responses={**_KEY_ERRORS},
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_KEY_ERRORS},
         tags=["operations"],
     )
     async def metrics() -> Response:
@@ -204,12 +209,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return json_response(body, error.status_code, dict(error.headers or {}))
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's schema, with the body of chat completions, which we parse ourselves, and without errors of its own."""
+def _openapi(app: FastAPI, access: Access) -> dict[str, Any]:
+    """FastAPI's schema, with the bodies that we parse ourselves, and without errors of its own."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        for model, name in ((wire.ChatCompletionBody, "ChatCompletionRequest"), (CompletionBody, "CompletionRequest")):
+        for name, model in _UNNAMED_SCHEMAS.items():
             body = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(body.pop("$defs", {}))
             schemas[name] = body
@@ -220,8 +225,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 operation["responses"].pop("422", None)
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        # Empty beside it: a server without keys asks for none.
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        schema["security"] = [{}, {"key": []}]
+        schema["security"] = [{"key": []}] if access.asks_for_keys else [{}, {"key": []}]
+        for path in OPEN_PATHS:
+            schema["paths"][path]["get"]["security"] = []
         app.openapi_schema = schema
     return app.openapi_schema
