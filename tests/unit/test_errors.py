@@ -13,6 +13,7 @@ EXAMPLES: list[errors.ChorusError] = [
     errors.PermissionDenied("not for this"),
     errors.ModelNotFound("nope"),
     errors.PayloadTooLarge(1024),
+    errors.ClientTooSlow(),
     errors.Overloaded(2.5),
     errors.Unavailable(retry_after_s=1.0),
     errors.DeadlineExceeded(),

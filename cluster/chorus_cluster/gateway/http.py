@@ -24,6 +24,7 @@ from chorus_cluster.gateway.http_io import RequestMiddleware, error_response, js
 from chorus_cluster.gateway.http_response import GenerationResponse
 from chorus_cluster.gateway.http_tokens import add_token_routes, body_of, tokenize_chat_schema
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES, parse_chat_body, parse_json
+from chorus_cluster.gateway.slow_clients import DEFAULT_CLIENT_TIMEOUT_S, ClientTimeoutMiddleware
 from chorus_protos.v1 import engine_pb2
 
 TIMEOUT_HEADER = "x-request-timeout-s"
@@ -33,6 +34,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": wire.ErrorBody, "description": "No API key, or none that is in force, where keys are asked for."},
     403: {"model": wire.ErrorBody, "description": "The API key is not for this."},
     404: {"model": wire.ErrorBody, "description": "No such model."},
+    408: {"model": wire.ErrorBody, "description": "The body did not come in time."},
     413: {"model": wire.ErrorBody, "description": "The body is too large."},
     429: {"model": wire.ErrorBody, "description": "All queues are full; Retry-After says when to come back."},
     500: {"model": wire.ErrorBody, "description": "The request failed."},
@@ -61,18 +63,20 @@ def build_http_app(
     metrics_page: Callable[[], Awaitable[bytes]] | None = None,
     access: Access | None = None,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    client_timeout_s: float = DEFAULT_CLIENT_TIMEOUT_S,
     sends_request_id: bool = True,
 ) -> FastAPI:
     """Builds the application that serves `service`.
 
     `metrics_page` makes the body of /metrics; by default this gateway's own metrics. `access` decides who may ask; by
-    default, everyone. `sends_request_id` is off where
-    the server around it adds x-request-id to responses.
+    default, everyone. `client_timeout_s`: how long a client may take to send its request, and read nothing of its
+    answer. `sends_request_id` is off where the server around it adds x-request-id to responses.
     """
     app = FastAPI(title="Chorus", version="1", description="Chat completions by gpt-oss models.")
     # The last one added is the outermost.
     access = access or Access()
     app.add_middleware(AccessMiddleware, access=access)
+    app.add_middleware(ClientTimeoutMiddleware, timeout_s=client_timeout_s)
     app.add_middleware(RequestMiddleware, metrics=service.metrics, sends_request_id=sends_request_id)
     app.add_exception_handler(ChorusError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -80,7 +84,7 @@ def build_http_app(
     _add_completion_route(app, service, max_body_bytes)
     _add_model_routes(app, service)
     add_token_routes(
-        app, service, max_body_bytes, {status: _ERRORS[status] for status in (400, 401, 403, 404, 413, 503)}
+        app, service, max_body_bytes, {status: _ERRORS[status] for status in (400, 401, 403, 404, 408, 413, 503)}
     )
     _add_operations_routes(app, service, metrics_page)
     app.openapi = lambda: _openapi(app, access)  # type: ignore[method-assign]

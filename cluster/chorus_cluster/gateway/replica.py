@@ -56,11 +56,13 @@ class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
             policy=RetryPolicy(max_attempts=config.routing.max_attempts),
             on_retry=own_metrics.on_engine_retry,
         )
+        self._client_timeout_s = config.gateway.client_timeout_s
         self._access = Access(_key_file(config))
         GrpcMethods.__init__(
             self,
             ChatService(engine, own_metrics, header_guard=config.gateway.header_guard),
             access=self._access,
+            client_timeout_s=self._client_timeout_s,
             raises_in_streams=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1",
         )
         self._replica = serve.get_replica_context().replica_id.unique_id
@@ -73,6 +75,7 @@ class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
             self._service,
             metrics_page=lambda: self._hub.cluster_page(self._page()),
             access=self._access,
+            client_timeout_s=self._client_timeout_s,
             sends_request_id=False,
         )
 

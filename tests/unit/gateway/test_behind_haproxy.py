@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.support.chat import eventually
+from tests.support.chat import encode, eventually
 
 from chorus_cluster.cli.haproxy import find_haproxy, write_launcher
 from chorus_cluster.routing.fake_client import FakeEngineClient
@@ -19,7 +19,7 @@ global
 defaults
   mode http
   timeout connect 5s
-  timeout client 60s
+  timeout client 1s
   timeout server 60s
   option abortonclose
   option splice-request
@@ -70,6 +70,39 @@ async def test_client_that_leaves_ends_its_request(
     writer.close()
     await eventually(lambda: engine.num_running == 0)
     assert engine.num_aborted == 1
+
+
+async def test_a_client_may_wait_for_longer_than_it_may_leave_an_answer_unread(
+    proxy_port: int, engine: FakeEngineClient
+) -> None:
+    """`timeout client` is ours for slow clients (gateway.client_timeout_s); an engine may take its time."""
+    engine.gate = asyncio.Event()
+    body = json.dumps({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}]}).encode()
+    reader, writer = await _connect(proxy_port)
+    writer.write(
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    )
+    await eventually(lambda: engine.num_running == 1)
+    await asyncio.sleep(2.5)
+    engine.gate.set()
+    assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+async def test_a_client_that_reads_nothing_is_cut_off(proxy_port: int, engine: FakeEngineClient) -> None:
+    engine.script = encode("<|channel|>final<|message|>" + " and then" * 100_000)
+    engine.max_model_len = 200_000
+    engine.tokens_per_message = 8
+    body = json.dumps({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}], "stream": True}).encode()
+    reader, writer = await _connect(proxy_port)
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    writer.write(
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    )
+    await eventually(lambda: engine.num_running == 1)
+    await eventually(lambda: engine.num_running == 0)
+    assert engine.num_aborted == 1
+    writer.close()
 
 
 async def _connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
