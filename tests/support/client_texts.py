@@ -5,7 +5,7 @@ import re
 # Signs of the inside: tracebacks, module and file names, and objects as Python writes them.
 _INTERNALS = re.compile(
     r"Traceback|File \"|\.py\b|site-packages|(?i:pydantic|starlette|fastapi|uvicorn|grpc)"
-    r"|chorus_(cluster|workers|kernels|protos)|_pb2|<class |<function |<[\w.]+ object|object at|0x[0-9a-f]{6,}"
+    r"|chorus_(cluster|workers|kernels|protos)|_pb2|<class |<function |<[\w.]+ object|0x[0-9a-f]{6,}"
     r"|\w+(Error|Exception)\b|\b(None|True|False|NoneType)\b|(dict|list|tuple)\[|input_value"
 )
 
