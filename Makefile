@@ -67,4 +67,4 @@ bench-demo: $(VENV)/.installed  ## Tokens per second of one stream, memory of th
 	@$(BIN)/python benchmarks/demo.py $(ARGS)
 
 clean:  ## Removes the virtual environment and caches.
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/integration/demo_model/javascript/node_modules
