@@ -27,11 +27,12 @@ class SendTimer:
         self._timeout_s = timeout_s
         self._on_stall = on_stall
         self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
         self._since: float | None = None
         self._timer = self._loop.call_later(timeout_s, self._look)
 
     def begin(self) -> None:
-        self._since = self._loop.time()
+        self._since = self._time()
 
     def end(self) -> None:
         self._since = None
@@ -40,7 +41,7 @@ class SendTimer:
         self._timer.cancel()
 
     def _look(self) -> None:
-        now = self._loop.time()
+        now = self._time()
         due = (now if self._since is None else self._since) + self._timeout_s
         if due > now:
             self._timer = self._loop.call_at(due, self._look)
@@ -100,12 +101,11 @@ class _SendWatch(CancelledByUs):
 
     async def send(self, message: Message) -> None:
         body = message.get("body", b"")
-        last = max(0, len(body) - 1) // _MAX_PIECE_BYTES * _MAX_PIECE_BYTES
-        for start in range(0, last, _MAX_PIECE_BYTES):
-            await self._send_timed({**message, "body": body[start : start + _MAX_PIECE_BYTES], "more_body": True})
-        await self._send_timed({**message, "body": body[last:]} if last else message)
-
-    async def _send_timed(self, message: Message) -> None:
+        if len(body) > _MAX_PIECE_BYTES:
+            last = (len(body) - 1) // _MAX_PIECE_BYTES * _MAX_PIECE_BYTES
+            for start in range(0, last, _MAX_PIECE_BYTES):
+                await self.send({**message, "body": body[start : start + _MAX_PIECE_BYTES], "more_body": True})
+            message = {**message, "body": body[last:]}
         self._timer.begin()
         try:
             await self._send(message)
