@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.support.chat import encode, eventually
+from tests.support.sockets import narrow_connection
 
 from chorus_cluster.cli.haproxy import find_haproxy, write_launcher
 from chorus_cluster.routing.fake_client import FakeEngineClient
@@ -60,9 +61,8 @@ async def test_client_that_leaves_ends_its_request(
     engine.gate = asyncio.Event()
     message = {"role": "user", "content": "Hi"}
     body = json.dumps({"model": "fake-model", "messages": [message], "stream": stream}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     _, writer = await _connect(proxy_port)
-    writer.write(head)
+    writer.write(_head(body))
     if body_comes_later:
         await asyncio.sleep(0.05)
     writer.write(body)
@@ -79,9 +79,7 @@ async def test_a_client_may_wait_for_longer_than_it_may_leave_an_answer_unread(
     engine.gate = asyncio.Event()
     body = json.dumps({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}]}).encode()
     reader, writer = await _connect(proxy_port)
-    writer.write(
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
-    )
+    writer.write(_head(body) + body)
     await eventually(lambda: engine.num_running == 1)
     await asyncio.sleep(2.5)
     engine.gate.set()
@@ -90,19 +88,23 @@ async def test_a_client_may_wait_for_longer_than_it_may_leave_an_answer_unread(
 
 
 async def test_a_client_that_reads_nothing_is_cut_off(proxy_port: int, engine: FakeEngineClient) -> None:
-    engine.script = encode("<|channel|>final<|message|>" + " and then" * 100_000)
+    engine.script = encode("<|channel|>final<|message|>" + " and then" * 90_000)
     engine.max_model_len = 200_000
     engine.tokens_per_message = 8
-    body = json.dumps({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}], "stream": True}).encode()
-    reader, writer = await _connect(proxy_port)
-    writer.transport.pause_reading()  # type: ignore[attr-defined]
-    writer.write(
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
-    )
-    await eventually(lambda: engine.num_running == 1)
-    await eventually(lambda: engine.num_running == 0)
+    fields = {"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    # Log probabilities make it too long for all buffers on the way.
+    body = json.dumps(fields | {"logprobs": True, "top_logprobs": 20}).encode()
+    _, waiting = await _connect(proxy_port)
+    waiting.close()
+    async with narrow_connection("127.0.0.1", proxy_port) as (_, writer):
+        writer.write(_head(body) + body)
+        await eventually(lambda: engine.num_running == 1)
+        await eventually(lambda: engine.num_running == 0)
     assert engine.num_aborted == 1
-    writer.close()
+
+
+def _head(body: bytes) -> bytes:
+    return f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
 
 
 async def _connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
