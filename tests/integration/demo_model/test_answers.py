@@ -1,9 +1,12 @@
 """`chorus serve` without any setting, asked by the command line, HTTP and gRPC."""
 
+import socket
 from pathlib import Path
 
+import httpx
 import pytest
 from tests.integration.cluster import Cluster, chorus
+from tests.support.sockets import KEEPALIVE, keepalive_timers
 
 from chorus_protos.v1 import chat_pb2, chat_pb2_grpc
 
@@ -36,3 +39,12 @@ def test_without_settings_the_demo_model_answers(demo_cluster: Cluster, tmp_path
         stub = chat_pb2_grpc.ChatServiceStub(channel)
         text = stub.Detokenize(chat_pb2.DetokenizeRequest(token_ids=prompt["tokens"]), timeout=30).text
         assert [*stub.Tokenize(chat_pb2.TokenizeRequest(prompt=text), timeout=30).token_ids] == prompt["tokens"]
+
+
+def test_a_silent_client_is_asked_whether_it_is_there(demo_cluster: Cluster) -> None:
+    """By HAProxy, in Serve's configuration and ours: keepalives run on the connection."""
+    url = httpx.URL(demo_cluster.url)
+    with socket.create_connection((url.host, url.port)) as client:
+        client.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert client.recv(2**16).startswith(b"HTTP/1.1 200 ")
+        assert keepalive_timers(url.port or 80, client.getsockname()[1]) == [KEEPALIVE]

@@ -2,14 +2,16 @@
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
+from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 from tests.support.chat import encode, eventually
-from tests.support.sockets import narrow_connection
+from tests.support.sockets import KEEPALIVE, keepalive_timers, narrow_connection
 
 from chorus_cluster.cli.haproxy import find_haproxy, write_launcher
 from chorus_cluster.routing.fake_client import FakeEngineClient
@@ -101,6 +103,23 @@ async def test_a_client_that_reads_nothing_is_cut_off(proxy_port: int, engine: F
         await eventually(lambda: engine.num_running == 1)
         await eventually(lambda: engine.num_running == 0)
     assert engine.num_aborted == 1
+
+
+async def test_a_silent_client_is_asked_whether_it_is_there(proxy_port: int, engine: FakeEngineClient) -> None:
+    """Else one whose network is gone would be missed while it waits. Linux shows the timer of the connection."""
+    engine.gate = asyncio.Event()
+    body = json.dumps({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}]}).encode()
+    _, writer = await _connect(proxy_port)
+    writer.write(_head(body) + body)
+    await eventually(lambda: engine.num_running == 1)
+    client_port = writer.get_extra_info("sockname")[1]
+    assert keepalive_timers(proxy_port, client_port) == [KEEPALIVE]
+    writer.close()
+    await eventually(lambda: engine.num_running == 0)
+
+
+def test_serves_own_configuration_has_the_line_after_which_keepalives_go() -> None:
+    assert re.search(r"^ *option abortonclose$", HAPROXY_CONFIG_TEMPLATE, re.M)
 
 
 def _head(body: bytes) -> bytes:
