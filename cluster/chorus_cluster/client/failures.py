@@ -25,6 +25,7 @@ _BY_CODE: Final[dict[str, type[errors.ChorusError]]] = {
         errors.PermissionDenied,
         errors.ModelNotFound,
         errors.PayloadTooLarge,
+        errors.ClientTooSlow,
         errors.Overloaded,
         errors.Unavailable,
         errors.DeadlineExceeded,

@@ -12,14 +12,13 @@ import pytest
 from fastapi import FastAPI
 from tests.support.chat import encode, eventually
 from tests.support.sockets import narrow_connection
-from tests.unit.gateway.conftest import serve_grpc
+from tests.unit.gateway.conftest import GatewayMethods, serve_grpc
 
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.gateway.stream import MAX_WAITING_EVENTS
 from chorus_cluster.routing.fake_client import FakeEngineClient
-from chorus_protos.v1 import chat_pb2, chat_pb2_grpc
+from chorus_protos.v1 import chat_pb2, chat_pb2_grpc, completion_pb2, completion_pb2_grpc
 
 TIMEOUT_S = 0.4
 STORY = " and then they walked on" * 20_000
@@ -159,12 +158,26 @@ async def test_an_answer_may_take_its_time(client: Client, engine: FakeEngineCli
     assert b"[DONE]" in await asyncio.wait_for(client.reader.readuntil(b"[DONE]"), 5)
 
 
-async def test_a_grpc_client_that_reads_nothing_frees_its_engine(service: ChatService, engine: Storyteller) -> None:
-    message = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content="Hi")
+CHAT = chat_pb2.ChatCompletionRequest(
+    model="fake-model",
+    messages=[chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content="Hi")],
     # Log probabilities make it long enough for the buffers of a connection that nothing limits.
-    request = chat_pb2.ChatCompletionRequest(model="fake-model", messages=[message], top_logprobs=20)
-    async with serve_grpc(GrpcChatMethods(service, client_timeout_s=TIMEOUT_S)) as channel:
-        call = chat_pb2_grpc.ChatServiceStub(channel).StreamChatCompletion(request)  # type: ignore[no-untyped-call]
+    top_logprobs=20,
+)
+TEXT = completion_pb2.CompletionRequest(
+    model="fake-model", prompts=[completion_pb2.Prompt(text="Hi")], max_tokens=100_000, logprobs=20
+)
+
+
+@pytest.mark.parametrize("request_pb", [CHAT, TEXT], ids=["chat", "completion"])
+async def test_a_grpc_client_that_reads_nothing_frees_its_engine(
+    service: ChatService, engine: Storyteller, request_pb: Any
+) -> None:
+    async with serve_grpc(GatewayMethods(service, client_timeout_s=TIMEOUT_S)) as channel:
+        if request_pb is CHAT:
+            call = chat_pb2_grpc.ChatServiceStub(channel).StreamChatCompletion(CHAT)  # type: ignore[no-untyped-call]
+        else:
+            call = completion_pb2_grpc.CompletionServiceStub(channel).StreamCompletion(TEXT)  # type: ignore[no-untyped-call]
         await eventually(lambda: engine.num_running == 1)
         await eventually(lambda: engine.num_running == 0)
         assert engine.num_aborted == 1
