@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from chorus_protos.v1 import chat_pb2
+from chorus_protos.v1 import chat_pb2, completion_pb2
 
 
 def chat_to_pb(body: dict[str, Any]) -> chat_pb2.ChatCompletionRequest:
@@ -48,3 +48,23 @@ def tokenize_to_pb(body: dict[str, Any]) -> chat_pb2.TokenizeRequest:
     if "messages" in body:
         return chat_pb2.TokenizeRequest(model=body.get("model", ""), chat=chat_to_pb(body))
     return chat_pb2.TokenizeRequest(**body)
+
+
+def completion_to_pb(body: dict[str, Any]) -> completion_pb2.CompletionRequest:
+    pb = completion_pb2.CompletionRequest()
+    for name, value in body.items():
+        if name == "prompt":
+            is_one = isinstance(value, str) or (value and isinstance(value[0], int))
+            pb.prompts.extend(map(_prompt, [value] if is_one else value))
+        elif name == "logit_bias":
+            for key, bias in value.items():
+                pb.logit_bias[int(key)] = bias
+        else:
+            setattr(pb, name, value)
+    return pb
+
+
+def _prompt(prompt: str | list[int]) -> completion_pb2.Prompt:
+    if isinstance(prompt, str):
+        return completion_pb2.Prompt(text=prompt)
+    return completion_pb2.Prompt(tokens=completion_pb2.TokenIds(token_ids=prompt))

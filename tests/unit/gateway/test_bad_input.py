@@ -14,7 +14,7 @@ import grpc
 import httpx
 import pytest
 from fastapi import FastAPI
-from tests.support.chat_pb import chat_to_pb, tokenize_to_pb
+from tests.support.chat_pb import chat_to_pb, completion_to_pb, tokenize_to_pb
 from tests.support.client_texts import assert_tells_nothing_of_the_inside
 from tests.unit.batch.rows import read_records, write_rows
 
@@ -66,9 +66,16 @@ def call(**fields: Any) -> dict[str, Any]:
     return {"role": "assistant", "tool_calls": [call]}
 
 
-def text(fields: dict[str, Any], param: str, says: str, code: str = "invalid_value", status: int = 400) -> Bad:
+def text(
+    fields: dict[str, Any],
+    param: str,
+    says: str,
+    code: str = "invalid_value",
+    status: int = 400,
+    over_grpc: bool = True,
+) -> Bad:
     """A row of /v1/completions."""
-    return Bad(fields, param, says, code, over_grpc=False, status=status, path=COMPLETIONS)
+    return Bad(fields, param, says, code, over_grpc, status, COMPLETIONS)
 
 
 GIANT_SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "enum": ["ab", "cd"] * 25_000}}}
@@ -234,16 +241,16 @@ TABLE = [
     Bad({"x" * 100_000: 1}, "x" * 200, "is not a known field", over_grpc=False),
     # Raw prompts.
     text({"model": "gpt-9"}, "model", "does not exist", "model_not_found", 404),
-    text({"prompt": None}, "prompt", "is required"),
-    text({"prompt": 5}, "prompt", "must be a string or an array"),
+    text({"prompt": None}, "prompt", "is required", over_grpc=False),
+    text({"prompt": 5}, "prompt", "must be a string or an array", over_grpc=False),
     text({"prompt": ""}, "prompt", "at least one token"),
     text({"prompt": []}, "prompt", "at least one"),
     text({"prompt": ["Hi", ""]}, "prompt[1]", "at least one token"),
-    text({"prompt": [1, "Hi"]}, "prompt[0]", "must be a string or an array"),
-    text({"prompt": [True]}, "prompt[0]", "must be"),
+    text({"prompt": [1, "Hi"]}, "prompt[0]", "must be a string or an array", over_grpc=False),
+    text({"prompt": [True]}, "prompt[0]", "must be", over_grpc=False),
     text({"prompt": [1, 201088]}, "prompt[1]", "from 0 to 201087"),
-    text({"prompt": [-1]}, "prompt[0]", "from 0 to 201087"),
-    text({"prompt": [[1], [2**40]]}, "prompt[1][0]", "from 0 to 201087"),
+    text({"prompt": [-1]}, "prompt[0]", "from 0 to 201087", over_grpc=False),
+    text({"prompt": [[1], [2**40]]}, "prompt[1][0]", "from 0 to 201087", over_grpc=False),
     text({"prompt": ["Hi"] * 129}, "prompt", "129 prompts; at most 128"),
     text({"prompt": ["Hi"] * 5, "n": 26}, "prompt", "5 prompts; with n, at most 128"),
     text({"n": 129}, "n", "from 1 to 128"),
@@ -253,15 +260,15 @@ TABLE = [
     text({"max_tokens": 0}, "max_tokens", "from 1 to"),
     text({"max_tokens": 4096}, "max_tokens", "leave room for", "context_length_exceeded"),
     text({"logprobs": 21}, "logprobs", "from 0 to 20"),
-    text({"logprobs": -1}, "logprobs", "from 0 to 20"),
-    text({"logprobs": True}, "logprobs", "must be an integer"),
+    text({"logprobs": -1}, "logprobs", "from 0 to 20", over_grpc=False),
+    text({"logprobs": True}, "logprobs", "must be an integer", over_grpc=False),
     text({"logprobs": 1, "echo": True}, "echo", "not supported with 'logprobs'"),
-    text({"best_of": 3, "n": 2}, "best_of", "must be as 'n'"),
-    text({"suffix": "."}, "suffix", "only goes on"),
+    text({"best_of": 3, "n": 2}, "best_of", "must be as 'n'", over_grpc=False),
+    text({"suffix": "."}, "suffix", "only goes on", over_grpc=False),
     text({"logit_bias": {"201088": 1}}, "logit_bias", "the vocabulary ends at 201087"),
     text({"frequency_penalty": 3}, "frequency_penalty", "from -2 to 2"),
-    text({"messages": [USER]}, "messages", "is not a known field"),
-    text({"stream_options": {}}, "stream_options", "'stream': true"),
+    text({"messages": [USER]}, "messages", "is not a known field", over_grpc=False),
+    text({"stream_options": {}}, "stream_options", "'stream': true", over_grpc=False),
     # Tokens.
     Bad({"model": "gpt-9"}, "model", "does not exist", "model_not_found", status=404, path=TOKENIZE),
     Bad({"prompt": None}, "prompt", "is required", over_grpc=False, path=TOKENIZE),
@@ -321,10 +328,10 @@ async def test_over_http(http: httpx.AsyncClient, engine: FakeEngineClient, bad:
 
 @pytest.mark.parametrize("bad", [bad for bad in TABLE if bad.over_grpc], ids=name_of)
 async def test_over_grpc_as_over_http(
-    http: httpx.AsyncClient, chat_stub: Stub, engine: FakeEngineClient, bad: Bad
+    http: httpx.AsyncClient, chat_stub: Any, completion_stub: Any, engine: FakeEngineClient, bad: Bad
 ) -> None:
     expected = (await http.post(bad.path, json=bad.body)).json()["error"]
-    for ask in asks(chat_stub, bad):
+    for ask in asks(Stubs(chat_stub, completion_stub), bad):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ask()
         status = grpc.StatusCode.NOT_FOUND if bad.status == 404 else grpc.StatusCode.INVALID_ARGUMENT
@@ -335,17 +342,26 @@ async def test_over_grpc_as_over_http(
     assert engine.requests == []
 
 
-def asks(stub: Stub, bad: Bad) -> Iterator[Callable[[], Awaitable[Any]]]:
+@dataclass(frozen=True)
+class Stubs:
+    chat: Any
+    completion: Any
+
+
+def asks(stubs: Stubs, bad: Bad) -> Iterator[Callable[[], Awaitable[Any]]]:
     """The calls that say what the row does."""
     body = {name: value for name, value in bad.body.items() if value is not None}
     if bad.path == TOKENIZE:
-        yield lambda: stub.Tokenize(tokenize_to_pb(body))
+        yield lambda: stubs.chat.Tokenize(tokenize_to_pb(body))
     elif bad.path == DETOKENIZE:
         tokens = body.pop("tokens")
-        yield lambda: stub.Detokenize(chat_pb2.DetokenizeRequest(token_ids=tokens, **body))
+        yield lambda: stubs.chat.Detokenize(chat_pb2.DetokenizeRequest(token_ids=tokens, **body))
+    elif bad.path == COMPLETIONS:
+        yield lambda: stubs.completion.CreateCompletion(completion_to_pb(body))
+        yield lambda: _read_all(stubs.completion.StreamCompletion(completion_to_pb(body)))
     else:
-        yield lambda: stub.CreateChatCompletion(chat_to_pb(body))
-        yield lambda: _read_all(stub.StreamChatCompletion(chat_to_pb(body)))
+        yield lambda: stubs.chat.CreateChatCompletion(chat_to_pb(body))
+        yield lambda: _read_all(stubs.chat.StreamChatCompletion(chat_to_pb(body)))
 
 
 async def _read_all(chunks: Any) -> None:
