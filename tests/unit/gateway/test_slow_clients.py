@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -110,16 +111,18 @@ async def test_what_it_holds_is_let_go_of_when_the_engine_has_long_finished(
 async def test_a_client_that_reads_slowly_but_reads_gets_everything(client: Client, engine: Storyteller) -> None:
     engine.tokens_per_message = 500
     client.send(BODY)
-    received = b""
-    # For longer than the limit, and never so long without reading.
-    for _ in range(8):
-        await asyncio.sleep(TIMEOUT_S / 4)
-        received += await client.reader.read(2**18)
+    received, num_pauses = b"", 0
+    began = time.monotonic()
     async with asyncio.timeout(20):
-        while piece := await client.reader.read(2**20):
+        # 32 KiB at a time, with pauses: slow as a whole, and never for long without reading.
+        while not received.endswith(b"\r\n0\r\n\r\n"):
+            if len(received) // 2**15 > num_pauses:
+                num_pauses += 1
+                await asyncio.sleep(TIMEOUT_S / 10)
+            piece = await client.reader.read(2**14)
+            assert piece, "the stream was cut"
             received += piece
-            if received.endswith(b"0\r\n\r\n"):
-                break
+    assert time.monotonic() - began > 1.2 * TIMEOUT_S
     # What lies between two pieces of a chunked body.
     events = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", received)
     pieces = [json.loads(line[6:]) for line in events.split(b"\n") if line.startswith(b'data: {"id"')]
