@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts protos-check pytest format protos demo-eval fuzz-harmony bench-gateway bench-demo clean
+.PHONY: help serve test lint types contracts protos-check pytest format protos conformance demo-eval fuzz-harmony bench-gateway bench-demo clean
 
 help:  ## Shows this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -54,6 +54,9 @@ format: $(VENV)/.installed-dev  ## Rewrites the code in house style.
 protos: $(VENV)/.installed-dev  ## Writes the protobuf code anew.
 	@PYTHON=$(abspath $(BIN)/python) PATH="$(abspath $(BIN)):$$PATH" protos/generate.sh
 
+conformance: $(VENV)/.installed-dev  ## Writes the conformance tables of docs/api.md anew.
+	@$(BIN)/python -m tests.conformance.table
+
 demo-eval: $(VENV)/.installed  ## Asks the demo model 1,000 held-out questions through a running server of its own.
 	@$(BIN)/python -m demo.eval $(ARGS)
 
@@ -67,4 +70,4 @@ bench-demo: $(VENV)/.installed  ## Tokens per second of one stream, memory of th
 	@$(BIN)/python benchmarks/demo.py $(ARGS)
 
 clean:  ## Removes the virtual environment and caches.
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/integration/demo_model/javascript/node_modules

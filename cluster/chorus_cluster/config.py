@@ -62,6 +62,8 @@ class GatewayConfig:
     num_cpus: Amount = 0.1
     # Whether the model can write those headers of messages alone that harmony has, to the tools that there are.
     header_guard: Switch = True
+    # Seconds that a client may take to send a request, and may leave an answer unread; its request ends then.
+    client_timeout_s: Period = 60.0
     # Seconds that open requests get to finish when a gateway is stopped.
     drain_timeout_s: Amount = 30.0
 

@@ -8,7 +8,8 @@
     │   ├── PermissionDenied        the API key is not for this
     │   ├── ModelNotFound           no such model is served
     │   ├── ResponseNotFound        no such response is stored, or it is another owner's
-    │   └── PayloadTooLarge         the body is larger than the gateway reads
+    │   ├── PayloadTooLarge         the body is larger than the gateway reads
+    │   └── ClientTooSlow           the client took too long to send its request, or to read its answer
     └── ServiceError                the request was fine; another attempt may succeed
         ├── Overloaded              every queue is full: retry after a while
         ├── Unavailable             no worker can take the request now
@@ -28,6 +29,7 @@ server-sent error events and failed batch lines share):
     ModelNotFound       NOT_FOUND            404    invalid_request_error   model_not_found            model
     ResponseNotFound    NOT_FOUND            404    invalid_request_error   response_not_found         -
     PayloadTooLarge     INVALID_ARGUMENT     413    invalid_request_error   payload_too_large          -
+    ClientTooSlow       DEADLINE_EXCEEDED    408    invalid_request_error   client_too_slow            -
     Overloaded          RESOURCE_EXHAUSTED   429    rate_limit_error        overloaded                 -
     Unavailable         UNAVAILABLE          503    server_error            unavailable                -
     DeadlineExceeded    DEADLINE_EXCEEDED    504    server_error            deadline_exceeded          -
@@ -146,6 +148,15 @@ class PayloadTooLarge(RequestError):
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(limit_bytes)
         self.message = f"The request body is larger than the limit of {limit_bytes} bytes."
+
+
+class ClientTooSlow(RequestError):
+    grpc_status = grpc.StatusCode.DEADLINE_EXCEEDED
+    http_status = 408
+    code = "client_too_slow"
+
+    def __init__(self, message: str = "The client took too long to read its answer.") -> None:
+        super().__init__(message)
 
 
 class ServiceError(ChorusError):

@@ -68,33 +68,6 @@ def test_an_interrupted_start_leaves_no_process(tmp_path: Path) -> None:
     assert psutil.wait_procs(seen.values(), timeout=5)[1] == []
 
 
-def test_without_settings_the_demo_model_answers(tmp_path: Path) -> None:
-    with running(tmp_path, {}) as cluster:
-        said = cluster.log.read_text()
-        assert "Chorus serves chorus-demo." in said
-        assert "and answered: Chorus is" in said
-        chat = chorus("chat", "What is 2 + 3?", "--temperature", "0", log=tmp_path / "chat.log", CHORUS_URL=cluster.url)
-        assert chat.wait(60) == 0
-        reasoning, answer = (tmp_path / "chat.log").read_text().strip().split("\n\n")
-        assert reasoning
-        assert "5" in answer
-        with cluster.client() as client, cluster.channel() as channel:
-            question = {"messages": [{"role": "user", "content": "What is 2 + 3?"}], "temperature": 0, "seed": 1}
-            body = question | {"model": "chorus-demo", "n": 3}
-            answers = client.post("/v1/chat/completions", json=body).json()
-            assert [choice["message"]["content"].strip() for choice in answers["choices"]] == [answer.strip()] * 3
-            # The same prompt, raw: the answer with its markup holds the same text.
-            prompt = client.post("/tokenize", json=question).json()
-            assert prompt["count"] == answers["usage"]["prompt_tokens"]
-            raw = {"model": "chorus-demo", "prompt": prompt["tokens"], "temperature": 0, "max_tokens": 500}
-            completion = client.post("/v1/completions", json=raw | {"skip_special_tokens": False}).json()
-            assert answer.strip() in completion["choices"][0]["text"]
-            assert "<|channel|>final<|message|>" in completion["choices"][0]["text"]
-            stub = chat_pb2_grpc.ChatServiceStub(channel)
-            text = stub.Detokenize(chat_pb2.DetokenizeRequest(token_ids=prompt["tokens"]), timeout=30).text
-            assert [*stub.Tokenize(chat_pb2.TokenizeRequest(prompt=text), timeout=30).token_ids] == prompt["tokens"]
-
-
 def test_with_api_keys_only_health_is_open(tmp_path: Path) -> None:
     """Through HAProxy and Serve, over both protocols; and a key that is taken away is gone, without a restart."""
     keys = tmp_path / "keys.yaml"

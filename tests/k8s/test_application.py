@@ -34,6 +34,7 @@ def test_data_plane_is_that_of_chorus_serve(helm: Helm, haproxy: bool, throughpu
     shared = (
         "RAY_SERVE_ENABLE_HA_PROXY",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
         "RAY_USAGE_STATS_ENABLED",
     )

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 from ray.serve.schema import ServeDeploySchema
-from tests.k8s.helm_cli import Helm, Rendered
+from tests.k8s.helm_cli import Helm, Rendered, environment
 
 from chorus_cluster.config import AppConfig, parse
 
@@ -57,7 +57,13 @@ def test_the_application_accepts_its_args(rendered: Rendered) -> None:
 def test_config_reaches_the_application(helm: Helm) -> None:
     config = {
         "model": {"path": "/opt/gpt-oss-20b", "name": "house"},
-        "gateway": {"replicas": 3, "max_ongoing_requests": 77, "num_cpus": 0.5, "drain_timeout_s": 9.5},
+        "gateway": {
+            "replicas": 3,
+            "max_ongoing_requests": 77,
+            "num_cpus": 0.5,
+            "client_timeout_s": 7.5,
+            "drain_timeout_s": 9.5,
+        },
         "workers": {
             "replicas": 2,
             "shards": 2,
@@ -73,6 +79,12 @@ def test_config_reaches_the_application(helm: Helm) -> None:
     for section, name in (("gateway", "Gateway"), ("workers", "Worker")):
         args[section]["replicas"] = replicas(rendered)[name]
     assert parse(args, AppConfig) == parse(config, AppConfig)
+
+
+def test_haproxy_waits_for_clients_somewhat_longer_than_gateways_do(helm: Helm, defaults: Rendered) -> None:
+    for rendered, seconds in ((defaults, "70"), (helm.template({"config.gateway.client_timeout_s": 7.5}), "18")):
+        environments = [environment(template) for template in rendered.pod_templates.values()]
+        assert {env["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] for env in environments} == {seconds}
 
 
 def test_scaling_leaves_the_arguments_alone(helm: Helm, defaults: Rendered) -> None:

@@ -14,6 +14,7 @@ EXAMPLES: list[errors.ChorusError] = [
     errors.ModelNotFound("nope"),
     errors.ResponseNotFound("resp_1"),
     errors.PayloadTooLarge(1024),
+    errors.ClientTooSlow(),
     errors.Overloaded(2.5),
     errors.Unavailable(retry_after_s=1.0),
     errors.DeadlineExceeded(),

@@ -1,14 +1,32 @@
-"""HAProxy as Serve starts it, but without splicing.
+"""HAProxy as Serve starts it, but without splicing, and with keepalives to clients.
 
 Serve's configuration has `option splice-request`. With it, HAProxy 2.8 doesn't notice that a client left while it waits
 for an answer, if the request's body came in a packet of its own, as most clients send it: the request would run to its
-end for nobody. HAProxy's switch `-dS` turns splicing off; Serve offers no way to pass it but another binary.
+end for nobody. HAProxy's switch `-dS` turns splicing off.
+
+Nor does that configuration ask for keepalives, without which a client whose network is gone is missed while it waits.
+Serve offers no way to say either but another binary: ours is a script that adds both.
 """
 
 import importlib.util
 import shlex
 import shutil
 from pathlib import Path
+
+# A client that has been silent for a minute is asked three times in half a minute whether it is there.
+_KEEPALIVES = ("option clitcpka", "clitcpka-idle 60s", "clitcpka-intvl 10s", "clitcpka-cnt 3")
+# A line of Serve's section of defaults, after which ours go.
+_NEIGHBOUR = "option abortonclose"
+_LAUNCHER = """\
+#!/bin/sh
+for argument in "$@"; do
+  if [ "$before" = -f ] && ! grep -q clitcpka "$argument"; then
+    sed -i {script} "$argument"
+  fi
+  before=$argument
+done
+exec {binary} -dS "$@"
+"""
 
 
 def find_haproxy() -> str | None:
@@ -24,5 +42,7 @@ def find_haproxy() -> str | None:
 def write_launcher(path: Path, binary: str) -> None:
     """Writes an executable that becomes `binary`. Errors: OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'#!/bin/sh\nexec {shlex.quote(binary)} -dS "$@"\n', encoding="utf-8")
+    added = "".join(rf"\n  {line}" for line in _KEEPALIVES)
+    script = f"s/^ *{_NEIGHBOUR}$/&{added}/"
+    path.write_text(_LAUNCHER.format(script=shlex.quote(script), binary=shlex.quote(binary)), encoding="utf-8")
     path.chmod(0o755)

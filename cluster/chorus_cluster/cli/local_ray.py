@@ -7,6 +7,7 @@ files, HAProxy's files and logs are all in that folder, which is removed at the 
 import contextlib
 import ctypes
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _EXIT_TIMEOUT_S = 5.0
+# How much longer than a gateway HAProxy waits for a client.
+_PROXY_PATIENCE_S = 10
 _EXIT_POLL_S = 0.2
 _PR_SET_CHILD_SUBREAPER = 36
 _CONNECT_TIMEOUT_S = 5.0
@@ -184,6 +187,8 @@ def ray_environment(config: ClusterConfig, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        # To clients that don't read or send on; ours ends their requests before.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(math.ceil(config.gateway.client_timeout_s) + _PROXY_PATIENCE_S),
         # These wait for load balancers elsewhere to notice that a gateway goes. There are none.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.1",

@@ -26,6 +26,7 @@ _BY_CODE: Final[dict[str, type[errors.ChorusError]]] = {
         errors.ModelNotFound,
         errors.ResponseNotFound,
         errors.PayloadTooLarge,
+        errors.ClientTooSlow,
         errors.Overloaded,
         errors.Unavailable,
         errors.DeadlineExceeded,

@@ -18,7 +18,7 @@ from chorus_cluster.errors import ChorusError, PermissionDenied, Unauthenticated
 from chorus_cluster.gateway.http_io import error_response
 
 OWNER: Final = "chorus.owner"
-_OPEN_PATHS: Final = ("/health",)
+OPEN_PATHS: Final = ("/health",)
 _SCOPES: Final = {"/metrics": Scope.METRICS}
 # RFC 6455, 7.4.1.
 _POLICY_VIOLATION: Final = 1008
@@ -33,6 +33,10 @@ class Access:
     def __init__(self, keys: KeyFile | None = None, clock: Callable[[], float] = time.time) -> None:
         self._keys = keys
         self._clock = clock
+
+    @property
+    def asks_for_keys(self) -> bool:
+        return self._keys is not None
 
     def owner(self, authorization: str | None, scope: Scope) -> str:
         """Returns whose key it is that the value of an `authorization` header names; empty where there are no keys.
@@ -62,7 +66,7 @@ class AccessMiddleware:
         self._access = access
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in _OPEN_PATHS:
+        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
         needed = _SCOPES.get(scope["path"], Scope.INFERENCE)

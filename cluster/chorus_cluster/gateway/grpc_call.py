@@ -10,20 +10,23 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from chorus_cluster.auth.keys import Scope
-from chorus_cluster.errors import ChorusError, InvalidRequest, PayloadTooLarge, to_client_error
+from chorus_cluster.errors import ChorusError, ClientTooSlow, InvalidRequest, PayloadTooLarge, to_client_error
 from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.choices import close_all
 from chorus_cluster.gateway.grpc_service import Malformed
 from chorus_cluster.gateway.grpc_status import DETAILS_KEY, status_details
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES
 from chorus_cluster.gateway.request_id import new_request_id, request_id
+from chorus_cluster.gateway.slow_clients import DEFAULT_CLIENT_TIMEOUT_S, SendTimer
+from chorus_cluster.gateway.stream import ChatStream
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ class GrpcContext(Protocol):
 
 class GrpcMethods:
     """Serves `service` over gRPC. `access` decides who may ask; by default, everyone. `raises_in_streams`: Serve's own
-    proxy stands in front (see above)."""
+    proxy stands in front (see above). `client_timeout_s`: how long a client may take to read a message of a stream."""
 
     def __init__(
         self,
@@ -55,11 +58,13 @@ class GrpcMethods:
         *,
         access: Access | None = None,
         raises_in_streams: bool = False,
+        client_timeout_s: float = DEFAULT_CLIENT_TIMEOUT_S,
         max_request_bytes: int = DEFAULT_MAX_BODY_BYTES,
     ) -> None:
         self._service = service
         self._access = access or Access()
         self._raises_in_streams = raises_in_streams
+        self._client_timeout_s = client_timeout_s
         self._max_request_bytes = max_request_bytes
 
     async def _unary(
@@ -107,6 +112,32 @@ class GrpcMethods:
         if request.ByteSize() > self._max_request_bytes:
             raise PayloadTooLarge(self._max_request_bytes)
         return request, owner
+
+
+class Reading(SendTimer):
+    """A context in which streams are sent; at its end they are closed, and before it when the client doesn't read on in
+    time. Its call stays open then until it does, or leaves."""
+
+    def __init__(self, streams: Sequence[ChatStream], timeout_s: float) -> None:
+        super().__init__(timeout_s, self._end_streams)
+        self._streams = streams
+        self._ending: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Reading":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.cancel()
+        await close_all(self._streams)
+
+    def end(self) -> None:
+        """Errors: `ClientTooSlow`."""
+        super().end()
+        if self._ending is not None:
+            raise ClientTooSlow()
+
+    def _end_streams(self) -> None:
+        self._ending = asyncio.get_running_loop().create_task(close_all(self._streams))
 
 
 class Call:

@@ -1,13 +1,13 @@
 """The methods of `chorus.v1.CompletionService`, named as Ray Serve's gRPC ingress calls them, and their messages."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.choices import close_all, merged, together, total_of_prompts
 from chorus_cluster.gateway.completion import Completion, collect
-from chorus_cluster.gateway.grpc_call import Call, GrpcContext, GrpcMethods
+from chorus_cluster.gateway.grpc_call import Call, GrpcContext, GrpcMethods, Reading
 from chorus_cluster.gateway.grpc_models import logprob_to_pb, sampling_from_pb, usage_to_pb
 from chorus_cluster.gateway.grpc_service import Malformed
 from chorus_cluster.gateway.request import DEFAULT_TEXT_TOKENS, TextRequest
@@ -41,16 +41,14 @@ class GrpcCompletionMethods(GrpcMethods):
     ) -> AsyncIterator[completion_pb2.CompletionChunk]:
         with self._streaming(_SERVICE + "StreamCompletion", grpc_context) as call:
             asked, streams = await self._start_text(request, call)
-            first = streams[0]
-            try:
-                yield _chunk(first, ())
-                async with aclosing(merged(streams)) as pieces:
-                    async for index, events in pieces:
-                        yield _chunk(first, _deltas(events, index))
-                usage = usage_to_pb(total_of_prompts([stream.usage for stream in streams], asked.n))
-                yield _chunk(first, [completion_pb2.CompletionDelta(usage=usage)])
-            finally:
-                await close_all(streams)
+            async with (
+                Reading(streams, self._client_timeout_s) as reading,
+                aclosing(_chunks(streams, asked.n)) as chunks,
+            ):
+                async for chunk in chunks:
+                    reading.begin()
+                    yield chunk
+                    reading.end()
 
     async def _start_text(
         self, request: completion_pb2.CompletionRequest | Malformed, call: Call
@@ -98,6 +96,16 @@ def _response(request: TextRequest, completions: Sequence[Completion]) -> comple
         ],
         usage=usage_to_pb(total_of_prompts([completion.finished.usage for completion in completions], request.n)),
     )
+
+
+async def _chunks(streams: Sequence[ChatStream], n: int) -> AsyncGenerator[completion_pb2.CompletionChunk, None]:
+    first = streams[0]
+    yield _chunk(first, ())
+    async with aclosing(merged(streams)) as pieces:
+        async for index, events in pieces:
+            yield _chunk(first, _deltas(events, index))
+    usage = usage_to_pb(total_of_prompts([stream.usage for stream in streams], n))
+    yield _chunk(first, [completion_pb2.CompletionDelta(usage=usage)])
 
 
 def _deltas(events: Iterable[ev.Event], choice: int) -> list[completion_pb2.CompletionDelta]:

@@ -1,12 +1,12 @@
 """The methods of `chorus.v1.ChatService`, named as Ray Serve's gRPC ingress calls them."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.choices import close_all, merged, together, total
 from chorus_cluster.gateway.completion import collect
-from chorus_cluster.gateway.grpc_call import Call, GrpcContext, GrpcMethods
+from chorus_cluster.gateway.grpc_call import Call, GrpcContext, GrpcMethods, Reading
 from chorus_cluster.gateway.grpc_models import completion_to_pb, deltas_to_pb, request_from_pb, usage_to_pb
 from chorus_cluster.gateway.grpc_service import Malformed
 from chorus_cluster.gateway.stream import ChatStream
@@ -37,18 +37,11 @@ class GrpcChatMethods(GrpcMethods):
     ) -> AsyncIterator[chat_pb2.ChatCompletionChunk]:
         with self._streaming(_SERVICE + "StreamChatCompletion", grpc_context) as call:
             streams = await self._start_chat(request, call)
-            first = streams[0]
-            try:
-                yield _chunk(first, ())
-                are_several = len(streams) > 1
-                async with aclosing(merged(streams)) as pieces:
-                    async for index, events in pieces:
-                        yield _chunk(first, deltas_to_pb(events, index if are_several else None))
-                if are_several:
-                    usage = usage_to_pb(total([stream.usage for stream in streams]))
-                    yield _chunk(first, [chat_pb2.ChatDelta(usage=usage)])
-            finally:
-                await close_all(streams)
+            async with Reading(streams, self._client_timeout_s) as reading, aclosing(_chunks(streams)) as chunks:
+                async for chunk in chunks:
+                    reading.begin()
+                    yield chunk
+                    reading.end()
 
     async def ListModels(
         self, request: chat_pb2.ListModelsRequest | Malformed, grpc_context: GrpcContext
@@ -105,6 +98,17 @@ class GrpcChatMethods(GrpcMethods):
         return chat_pb2.Model(
             id=info.model, created=self._service.started_at, owned_by="chorus", max_model_len=info.max_model_len
         )
+
+
+async def _chunks(streams: Sequence[ChatStream]) -> AsyncGenerator[chat_pb2.ChatCompletionChunk, None]:
+    first, are_several = streams[0], len(streams) > 1
+    yield _chunk(first, ())
+    async with aclosing(merged(streams)) as pieces:
+        async for index, events in pieces:
+            yield _chunk(first, deltas_to_pb(events, index if are_several else None))
+    if are_several:
+        usage = usage_to_pb(total([stream.usage for stream in streams]))
+        yield _chunk(first, [chat_pb2.ChatDelta(usage=usage)])
 
 
 def _chunk(stream: ChatStream, deltas: Iterable[chat_pb2.ChatDelta]) -> chat_pb2.ChatCompletionChunk:

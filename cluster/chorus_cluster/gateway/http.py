@@ -9,15 +9,18 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from chorus_cluster.errors import ChorusError, InvalidRequest, ModelNotFound
 from chorus_cluster.gateway import http_models as wire
-from chorus_cluster.gateway.access import OWNER, Access, AccessMiddleware
+from chorus_cluster.gateway.access import OPEN_PATHS, OWNER, Access, AccessMiddleware
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.http_chat import ChatForm
-from chorus_cluster.gateway.http_completions import CompletionBody, CompletionForm, TextCompletion
+from chorus_cluster.gateway.http_chunks import ChatCompletionChunk, event_stream
+from chorus_cluster.gateway.http_completions import CompletionBody, CompletionForm, TextCompletion, TextCompletionChunk
 from chorus_cluster.gateway.http_io import RequestMiddleware, error_response, json_response, read_body
 from chorus_cluster.gateway.http_response import GenerationResponse
 from chorus_cluster.gateway.http_tokens import add_token_routes, body_of, tokenize_chat_schema
@@ -25,6 +28,7 @@ from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES, parse_chat_body
 from chorus_cluster.gateway.responses.http_models import ResponsesBody
 from chorus_cluster.gateway.responses.http_routes import add_response_routes
 from chorus_cluster.gateway.responses.service import ResponsesService
+from chorus_cluster.gateway.slow_clients import DEFAULT_CLIENT_TIMEOUT_S, ClientTimeoutMiddleware
 from chorus_protos.v1 import engine_pb2
 
 TIMEOUT_HEADER = "x-request-timeout-s"
@@ -34,18 +38,22 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": wire.ErrorBody, "description": "No API key, or none that is in force, where keys are asked for."},
     403: {"model": wire.ErrorBody, "description": "The API key is not for this."},
     404: {"model": wire.ErrorBody, "description": "No such model, or no such response."},
+    408: {"model": wire.ErrorBody, "description": "The body did not come in time."},
     413: {"model": wire.ErrorBody, "description": "The body is too large."},
     429: {"model": wire.ErrorBody, "description": "All queues are full; Retry-After says when to come back."},
     500: {"model": wire.ErrorBody, "description": "The request failed."},
     503: {"model": wire.ErrorBody, "description": "No worker can take the request."},
     504: {"model": wire.ErrorBody, "description": f"The time that {TIMEOUT_HEADER} gave has passed."},
 }
-_KEY_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 403)}
-_EVENT_STREAM = {
-    "text/event-stream": {
-        "schema": {"type": "string", "description": "With `stream`: OpenAI's `chat.completion.chunk` objects."}
-    }
+# The schemas that no route's annotations name: bodies that we read ourselves, and chunks.
+_UNNAMED_SCHEMAS: dict[str, type[BaseModel]] = {
+    "ChatCompletionRequest": wire.ChatCompletionBody,
+    "CompletionRequest": CompletionBody,
+    "ResponseRequest": ResponsesBody,
+    "ChatCompletionChunk": ChatCompletionChunk,
+    "TextCompletionChunk": TextCompletionChunk,
 }
+_KEY_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 403)}
 _TIMEOUT_PARAMETER = {
     "name": TIMEOUT_HEADER,
     "in": "header",
@@ -61,17 +69,21 @@ def build_http_app(
     metrics_page: Callable[[], Awaitable[bytes]] | None = None,
     access: Access | None = None,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    client_timeout_s: float = DEFAULT_CLIENT_TIMEOUT_S,
     sends_request_id: bool = True,
 ) -> FastAPI:
     """Builds the application that serves `service`.
 
     `responses` serves /v1/responses; by default, without a store. `metrics_page` makes the body of /metrics; by default
-    this gateway's own metrics. `access` decides who may ask; by default, everyone. `sends_request_id` is off where the
-    server around it adds x-request-id to responses.
+    this gateway's own metrics. `access` decides who may ask; by default, everyone. `client_timeout_s`: how long a
+    client may take to send its request, and read nothing of its answer. `sends_request_id` is off where the server
+    around it adds x-request-id to responses.
     """
     app = FastAPI(title="Chorus", version="1", description="Chat completions by gpt-oss models.")
     # The last one added is the outermost.
-    app.add_middleware(AccessMiddleware, access=access or Access())
+    access = access or Access()
+    app.add_middleware(AccessMiddleware, access=access)
+    app.add_middleware(ClientTimeoutMiddleware, timeout_s=client_timeout_s)
     app.add_middleware(RequestMiddleware, metrics=service.metrics, sends_request_id=sends_request_id)
     app.add_exception_handler(ChorusError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -87,10 +99,10 @@ def build_http_app(
     _add_completion_route(app, service, max_body_bytes)
     _add_model_routes(app, service)
     add_token_routes(
-        app, service, max_body_bytes, {status: _ERRORS[status] for status in (400, 401, 403, 404, 413, 503)}
+        app, service, max_body_bytes, {status: _ERRORS[status] for status in (400, 401, 403, 404, 408, 413, 503)}
     )
     _add_operations_routes(app, service, metrics_page)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, access)  # type: ignore[method-assign]
     return app
 
 
@@ -103,7 +115,7 @@ def _add_chat_route(app: FastAPI, service: ChatService, max_body_bytes: int) -> 
     @app.post(
         "/v1/chat/completions",
         response_model=None,
-        responses={200: {"model": wire.ChatCompletion, "content": _EVENT_STREAM}, **_ERRORS},
+        responses={200: {"model": wire.ChatCompletion, "content": event_stream("ChatCompletionChunk")}, **_ERRORS},
         openapi_extra=_generation_extra("ChatCompletionRequest"),
         tags=["chat"],
         summary="Create a chat completion",
@@ -120,7 +132,7 @@ def _add_completion_route(app: FastAPI, service: ChatService, max_body_bytes: in
     @app.post(
         "/v1/completions",
         response_model=None,
-        responses={200: {"model": TextCompletion, "content": _EVENT_STREAM}, **_ERRORS},
+        responses={200: {"model": TextCompletion, "content": event_stream("TextCompletionChunk")}, **_ERRORS},
         openapi_extra=_generation_extra("CompletionRequest"),
         tags=["completions"],
         summary="Complete raw prompts",
@@ -192,8 +204,8 @@ def _add_operations_routes(
     @app.get(
         "/metrics",
         response_model=None,
-        response_class=PlainTextResponse,
-        responses={**_KEY_ERRORS},
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_KEY_ERRORS},
         tags=["operations"],
     )
     async def metrics() -> Response:
@@ -213,19 +225,27 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     message = f"{error.detail}: {request.method} {request.url.path}"
     body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
-    return json_response(body, error.status_code, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        # The framework's own names the methods of the first route that has the path.
+        headers["Allow"] = ", ".join(sorted(_methods_of(request)))
+    return json_response(body, error.status_code, headers)
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's schema, with the body of chat completions, which we parse ourselves, and without errors of its own."""
+def _methods_of(request: Request) -> set[str]:
+    """What may be done with a request's path."""
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    return {
+        method for route in routes if route.matches(request.scope)[0] != Match.NONE for method in route.methods or ()
+    }
+
+
+def _openapi(app: FastAPI, access: Access) -> dict[str, Any]:
+    """FastAPI's schema, with the bodies that we parse ourselves, and without errors of its own."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        for model, name in (
-            (wire.ChatCompletionBody, "ChatCompletionRequest"),
-            (ResponsesBody, "ResponseRequest"),
-            (CompletionBody, "CompletionRequest"),
-        ):
+        for name, model in _UNNAMED_SCHEMAS.items():
             body = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(body.pop("$defs", {}))
             schemas[name] = body
@@ -236,8 +256,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 operation["responses"].pop("422", None)
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        # Empty beside it: a server without keys asks for none.
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        schema["security"] = [{}, {"key": []}]
+        schema["security"] = [{"key": []}] if access.asks_for_keys else [{}, {"key": []}]
+        for path in OPEN_PATHS:
+            schema["paths"][path]["get"]["security"] = []
         app.openapi_schema = schema
     return app.openapi_schema

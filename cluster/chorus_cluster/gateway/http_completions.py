@@ -1,7 +1,7 @@
 """/v1/completions: OpenAI's old completions of raw prompts, as servers of open models have them."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -47,20 +47,36 @@ class TextLogprobs(BaseModel):
     text_offset: list[int]
 
 
-class TextChoice(BaseModel):
+class _TextPiece(BaseModel):
     index: int
     text: str
     logprobs: TextLogprobs | None
-    finish_reason: str
+
+
+class TextChoice(_TextPiece):
+    finish_reason: Literal["stop", "length"]
 
 
 class TextCompletion(BaseModel):
     id: str
-    object: str
+    object: Literal["text_completion"]
     created: int
     model: str
     choices: list[TextChoice]
     usage: Usage
+
+
+class TextChunkChoice(_TextPiece):
+    finish_reason: Literal["stop", "length"] | None
+
+
+class TextCompletionChunk(BaseModel):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChunkChoice]
+    usage: Usage | None = None
 
 
 class CompletionForm:

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chorus_cluster.errors import ChorusError, InternalError, PayloadTooLarge, Unauthenticated
+from chorus_cluster.errors import ChorusError, ClientTooSlow, InternalError, PayloadTooLarge, Unauthenticated
 from chorus_cluster.gateway.metrics import GatewayMetrics
 from chorus_cluster.gateway.request_id import new_request_id, request_id
 
@@ -49,23 +49,30 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
             return bytes(body)
 
 
-class LeaveWatch:
-    """Cancels what runs inside `async with` when the client leaves, and raises `ClientLeft` in its place."""
+class CancelledByUs:
+    """Base of contexts that may cancel what runs inside them, and raise `ClientLeft` in its place."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self) -> None:
         self._has_left = False
 
-    async def __aenter__(self) -> None:
+    def _note_task(self) -> None:
+        """To be called on entry."""
         task = asyncio.current_task()
         assert task is not None, "ASGI applications run in tasks"
         self._task = task
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    def _cancel(self) -> None:
+        self._has_left = True
+        self._task.cancel()
+
+    def _release(self) -> None:
+        """Ends what might still call `_cancel`."""
+        raise NotImplementedError
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._watcher.cancel()
+        self._release()
         if not self._has_left:
             return
         if kind is not asyncio.CancelledError:
@@ -76,11 +83,25 @@ class LeaveWatch:
         if self._task.uncancel() == 0:
             raise ClientLeft from None
 
+
+class LeaveWatch(CancelledByUs):
+    """Cancels what runs inside `async with` when the client leaves, and raises `ClientLeft` in its place."""
+
+    def __init__(self, receive: Receive) -> None:
+        super().__init__()
+        self._receive = receive
+
+    async def __aenter__(self) -> None:
+        self._note_task()
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    def _release(self) -> None:
+        self._watcher.cancel()
+
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._has_left = True
-        self._task.cancel()
+        self._cancel()
 
 
 def json_response(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -100,6 +121,8 @@ def error_response(error: ChorusError) -> Response:
         headers["retry-after"] = retry_after
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, ClientTooSlow):  # What still comes of the body must not be taken for another request.
+        headers["connection"] = "close"
     return json_response(error.body(), error.http_status, headers)
 
 
@@ -115,7 +138,7 @@ class _TooLargeResponse(Response):
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         # Who asked whether to send the body has been told now.
         if Headers(scope=scope).get("expect", "").lower() != "100-continue":
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, ClientTooSlow):
                 async with asyncio.timeout(_MAX_DRAIN_S):
                     await _discard_body(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

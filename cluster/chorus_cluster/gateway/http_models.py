@@ -127,6 +127,7 @@ class ChatCompletionBody(GenerationBody):
     modalities: Elements[str] | None = Field(default=None, description='Only `["text"]`.')
     verbosity: str | None = Field(default=None, description="Only `medium`.")
     audio: Any = None
+    moderation: Any = None
     web_search_options: Any = None
     functions: list[Any] | None = Field(default=None, json_schema_extra={"deprecated": True})
     function_call: Any = Field(default=None, json_schema_extra={"deprecated": True})
@@ -136,6 +137,7 @@ class ChatCompletionBody(GenerationBody):
     parallel_tool_calls: Any = Field(default=None, description="gpt-oss calls one tool at a time.")
     prediction: Any = None
     prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     safety_identifier: Any = None
     store: Any = None

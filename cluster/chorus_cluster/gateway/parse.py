@@ -239,6 +239,7 @@ def _refuse_unserved(body: ChatCompletionBody) -> None:
         "modalities": (lambda value: value == ["text"], "must be ['text']: gpt-oss speaks text alone"),
         "audio": (lambda value: False, "is not supported: gpt-oss speaks text alone"),
         "verbosity": (lambda value: value == "medium", "must be 'medium': gpt-oss knows no other"),
+        "moderation": (lambda value: False, "is not supported"),
         "web_search_options": (lambda value: False, "is not supported"),
         "functions": (lambda value: value == [], "is not supported; use 'tools'"),
         "function_call": (lambda value: False, "is not supported; use 'tool_choice'"),

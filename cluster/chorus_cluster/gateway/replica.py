@@ -58,6 +58,7 @@ class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
             policy=RetryPolicy(max_attempts=config.routing.max_attempts),
             on_retry=own_metrics.on_engine_retry,
         )
+        self._client_timeout_s = config.gateway.client_timeout_s
         self._access = Access(_key_file(config))
         self._drain_timeout_s = config.gateway.drain_timeout_s
         service = ChatService(engine, own_metrics, header_guard=config.gateway.header_guard)
@@ -66,6 +67,7 @@ class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
             self,
             service,
             access=self._access,
+            client_timeout_s=self._client_timeout_s,
             raises_in_streams=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1",
         )
         self._replica = serve.get_replica_context().replica_id.unique_id
@@ -88,6 +90,7 @@ class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
             responses=self._responses,
             metrics_page=lambda: self._hub.cluster_page(self._page()),
             access=self._access,
+            client_timeout_s=self._client_timeout_s,
             sends_request_id=False,
         )
 

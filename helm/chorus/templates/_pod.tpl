@@ -10,6 +10,9 @@
 # A stopped gateway takes requests until every proxy knows. Serve's 30 s are for load balancers of others.
 - name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S
   value: "5"
+# Somewhat longer than gateways wait for a client that doesn't read or send on (60 s by default).
+- name: RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S
+  value: {{ add 10 (ceil (default 60 .Values.config.gateway.client_timeout_s)) | quote }}
 - name: RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO
   value: "0"
 - name: RAY_USAGE_STATS_ENABLED

@@ -1,26 +1,43 @@
-"""Bad input, the same through HTTP, gRPC and the parser that batch lines go through: one table.
+"""Bad input, the same through HTTP, gRPC and batch files: one table.
 
 Each row is a request in OpenAI's JSON. Where protobuf can say the same, it goes over gRPC too, and must meet the same
-error code, field and message.
+error code, field and message; where a batch file can hold it, its record must hold the same error.
 """
 
-import asyncio
 import json
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
 import pytest
-from tests.support.chat import eventually
+from fastapi import FastAPI
+from tests.support.chat_pb import chat_to_pb, completion_to_pb, tokenize_to_pb
+from tests.support.client_texts import assert_tells_nothing_of_the_inside
+from tests.unit.batch.rows import read_records, write_rows
 
-from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.parse import parse_chat_body
+from chorus_cluster.batch.http_sender import HttpSender
+from chorus_cluster.batch.journal import Journal
+from chorus_cluster.batch.runner import Runner
+from chorus_cluster.batch.survey import survey_input
 from chorus_cluster.routing.fake_client import FakeEngineClient
-from chorus_protos.v1 import chat_pb2, chat_pb2_grpc
+from chorus_protos.v1 import chat_pb2
 
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+TOKENIZE = "/tokenize"
+DETOKENIZE = "/detokenize"
 USER = {"role": "user", "content": "Hi"}
-BODY: dict[str, Any] = {"model": "fake-model", "messages": [USER]}
+# What a row changes; its other fields are in order.
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"model": "fake-model", "messages": [USER]},
+    COMPLETIONS: {"model": "fake-model", "prompt": "Hi"},
+    TOKENIZE: {"prompt": "Hi"},
+    DETOKENIZE: {"tokens": [1]},
+}
+Stub = "chat_pb2_grpc.ChatServiceAsyncStub"
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,11 @@ class Bad:
     # False: protobuf's types don't let it be said.
     over_grpc: bool = True
     status: int = 400
+    path: str = CHAT
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return BODIES[self.path] | self.fields
 
 
 def function(**fields: Any) -> dict[str, Any]:
@@ -43,6 +65,20 @@ def call(**fields: Any) -> dict[str, Any]:
     call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"} | fields}
     return {"role": "assistant", "tool_calls": [call]}
 
+
+def text(
+    fields: dict[str, Any],
+    param: str,
+    says: str,
+    code: str = "invalid_value",
+    status: int = 400,
+    over_grpc: bool = True,
+) -> Bad:
+    """A row of /v1/completions."""
+    return Bad(fields, param, says, code, over_grpc, status, COMPLETIONS)
+
+
+GIANT_SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "enum": ["ab", "cd"] * 25_000}}}
 
 TABLE = [
     # Values and limits: the validator's.
@@ -188,74 +224,116 @@ TABLE = [
     # Not known to anybody.
     Bad({"temprature": 1}, "temprature", "did you mean 'temperature'", over_grpc=False),
     Bad({"guided_json": {}}, "guided_json", "is not a known field", over_grpc=False),
+    # Forged names: harmony's markup, and what means something in a header.
+    *(
+        Bad({"tools": [function(name=name)]}, "tools[0].function.name", "1 to 64 characters")
+        for name in ("", "f<|channel|>", "functions.f", "f to=functions.g", "f\n", "f" * 65, "ｆ", "f\u200b")
+    ),
+    Bad({"messages": [USER, call(name="f to=g")]}, "messages[1].tool_calls[0].function.name", "1 to 64 characters"),
+    Bad({"messages": [USER | {"name": "<|start|>system"}]}, "messages[0].name", "1 to 64 characters"),
+    # Giant and endless.
+    Bad({"tools": [function(description="a " * 200_000)]}, "messages", "4096", "context_length_exceeded"),
+    Bad({"tools": [function(parameters=GIANT_SCHEMA)]}, "messages", "4096", "context_length_exceeded"),
+    Bad({"messages": [USER, call(arguments="x" * 100_000)]}, "messages", "4096", "context_length_exceeded"),
+    Bad({"model": "m" * 100_000}, "model", "does not exist", "model_not_found", status=404),
+    Bad({"temperature": 1e300}, "temperature", "from 0 to 2", over_grpc=False),
+    Bad({"n": 10**30}, "n", "from 1 to 128", over_grpc=False),
+    Bad({"x" * 100_000: 1}, "x" * 200, "is not a known field", over_grpc=False),
+    # Raw prompts.
+    text({"model": "gpt-9"}, "model", "does not exist", "model_not_found", 404),
+    text({"prompt": None}, "prompt", "is required", over_grpc=False),
+    text({"prompt": 5}, "prompt", "must be a string or an array", over_grpc=False),
+    text({"prompt": ""}, "prompt", "at least one token"),
+    text({"prompt": []}, "prompt", "at least one"),
+    text({"prompt": ["Hi", ""]}, "prompt[1]", "at least one token"),
+    text({"prompt": [1, "Hi"]}, "prompt[0]", "must be a string or an array", over_grpc=False),
+    text({"prompt": [True]}, "prompt[0]", "must be", over_grpc=False),
+    text({"prompt": [1, 201088]}, "prompt[1]", "from 0 to 201087"),
+    text({"prompt": [-1]}, "prompt[0]", "from 0 to 201087", over_grpc=False),
+    text({"prompt": [[1], [2**40]]}, "prompt[1][0]", "from 0 to 201087", over_grpc=False),
+    text({"prompt": ["Hi"] * 129}, "prompt", "129 prompts; at most 128"),
+    text({"prompt": ["Hi"] * 5, "n": 26}, "prompt", "5 prompts; with n, at most 128"),
+    text({"n": 129}, "n", "from 1 to 128"),
+    text({"prompt": " a" * 5000}, "prompt", "4096", "context_length_exceeded"),
+    text({"prompt": "a" * 200_000}, "prompt", "holds 200000 characters", "context_length_exceeded"),
+    text({"prompt": [1] * 5000}, "prompt", "are 5000 tokens", "context_length_exceeded"),
+    text({"max_tokens": 0}, "max_tokens", "from 1 to"),
+    text({"max_tokens": 4096}, "max_tokens", "leave room for", "context_length_exceeded"),
+    text({"logprobs": 21}, "logprobs", "from 0 to 20"),
+    text({"logprobs": -1}, "logprobs", "from 0 to 20", over_grpc=False),
+    text({"logprobs": True}, "logprobs", "must be an integer", over_grpc=False),
+    text({"logprobs": 1, "echo": True}, "echo", "not supported with 'logprobs'"),
+    text({"best_of": 3, "n": 2}, "best_of", "must be as 'n'", over_grpc=False),
+    text({"suffix": "."}, "suffix", "only goes on", over_grpc=False),
+    text({"logit_bias": {"201088": 1}}, "logit_bias", "the vocabulary ends at 201087"),
+    text({"frequency_penalty": 3}, "frequency_penalty", "from -2 to 2"),
+    text({"messages": [USER]}, "messages", "is not a known field", over_grpc=False),
+    text({"stream_options": {}}, "stream_options", "'stream': true", over_grpc=False),
+    # Tokens.
+    Bad({"model": "gpt-9"}, "model", "does not exist", "model_not_found", status=404, path=TOKENIZE),
+    Bad({"prompt": None}, "prompt", "is required", over_grpc=False, path=TOKENIZE),
+    Bad({"prompt": 5}, "prompt", "must be a string", over_grpc=False, path=TOKENIZE),
+    Bad({"messages": [USER]}, "prompt", "not allowed beside", over_grpc=False, path=TOKENIZE),
+    Bad({"prompt": "a" * 200_000}, "prompt", "200000", "context_length_exceeded", path=TOKENIZE),
+    Bad({"prompt": None, "messages": []}, "messages", "at least one message", path=TOKENIZE),
+    Bad({"prompt": None, "messages": [USER], "temperature": 3}, "temperature", "from 0 to 2", path=TOKENIZE),
+    Bad(
+        {"prompt": None, "messages": [USER], "add_generation_prompt": False},
+        "add_generation_prompt",
+        "must be true",
+        over_grpc=False,
+        path=TOKENIZE,
+    ),
+    Bad({"return_token_strs": "yes"}, "return_token_strs", "true or false", over_grpc=False, path=TOKENIZE),
+    Bad({"text": "Hi"}, "text", "is not a known field", over_grpc=False, path=TOKENIZE),
+    Bad({"model": "gpt-9"}, "model", "does not exist", "model_not_found", status=404, path=DETOKENIZE),
+    Bad({"tokens": [1, 201088]}, "tokens[1]", "from 0 to 201087", path=DETOKENIZE),
+    Bad({"tokens": [1] * 5000}, "tokens", "are 5000 tokens", "context_length_exceeded", path=DETOKENIZE),
+    Bad({"tokens": [-1]}, "tokens[0]", "from 0 to 201087", over_grpc=False, path=DETOKENIZE),
+    Bad({"tokens": None}, "tokens", "is required", over_grpc=False, path=DETOKENIZE),
+    Bad({"tokens": "1"}, "tokens", "must be an array", over_grpc=False, path=DETOKENIZE),
+    Bad({"tokens": [1.0]}, "tokens[0]", "must be an integer", over_grpc=False, path=DETOKENIZE),
 ]
 
 
-def to_pb(body: dict[str, Any]) -> chat_pb2.ChatCompletionRequest:
-    pb = chat_pb2.ChatCompletionRequest()
-    for name, value in body.items():
-        if name == "messages":
-            pb.messages.extend(_message(message) for message in value)
-        elif name == "tools":
-            pb.tools.extend(
-                chat_pb2.FunctionTool(
-                    name=tool["function"]["name"], parameters_json=json.dumps(tool["function"].get("parameters", {}))
-                )
-                for tool in value
-            )
-        elif name == "logit_bias":
-            for key, bias in value.items():
-                pb.logit_bias[int(key)] = bias
-        elif name == "stop":
-            pb.stop.extend(value)
-        elif name != "logprobs":
-            setattr(pb, name, value)
-    return pb
-
-
-def _message(message: dict[str, Any]) -> chat_pb2.ChatMessage:
-    known = {f"ROLE_{message['role'].upper()}"} & set(chat_pb2.Role.keys())
-    return chat_pb2.ChatMessage(
-        role=chat_pb2.Role.Value(known.pop()) if known else chat_pb2.ROLE_UNSPECIFIED,
-        content=message.get("content", ""),
-        name=message.get("name", ""),
-        tool_call_id=message.get("tool_call_id", ""),
-        tool_calls=[
-            chat_pb2.ToolCall(id=call["id"], name=call["function"]["name"], arguments=call["function"]["arguments"])
-            for call in message.get("tool_calls", ())
-        ],
-    )
-
-
 def name_of(bad: Bad) -> str:
-    return json.dumps(bad.fields)[:60]
+    return f"{bad.path.rpartition('/')[2]} {json.dumps(bad.fields)[:60]}"
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("bad", TABLE, ids=name_of)
-async def test_over_http(http: httpx.AsyncClient, engine: FakeEngineClient, bad: Bad, stream: bool) -> None:
-    body = {"stream": stream} | BODY | bad.fields
-    if bad.param == "stream_options":
-        body["stream"] = False
-    response = await http.post("/v1/chat/completions", json=body)
-    assert response.status_code == bad.status
-    error = response.json()["error"]
+def variants(bad: Bad) -> Iterator[dict[str, Any]]:
+    """The body, and the same for a stream where there are streams."""
+    yield bad.body
+    if bad.path in (CHAT, COMPLETIONS) and bad.param not in ("stream", "stream_options"):
+        yield {"stream": True} | bad.body
+
+
+def check(bad: Bad, status: int, body: dict[str, Any]) -> None:
+    error = body["error"]
+    assert status == bad.status
     assert error["type"] == "invalid_request_error"
     assert (error["code"], error["param"]) == (bad.code, bad.param)
     assert bad.says in error["message"]
     assert bad.param in error["message"]
+    assert len(error["message"]) < 1000
+    assert_tells_nothing_of_the_inside(error["message"])
+
+
+@pytest.mark.parametrize("bad", TABLE, ids=name_of)
+async def test_over_http(http: httpx.AsyncClient, engine: FakeEngineClient, bad: Bad) -> None:
+    for body in variants(bad):
+        response = await http.post(bad.path, json=body)
+        check(bad, response.status_code, response.json())
     assert engine.requests == []
 
 
 @pytest.mark.parametrize("bad", [bad for bad in TABLE if bad.over_grpc], ids=name_of)
 async def test_over_grpc_as_over_http(
-    http: httpx.AsyncClient, chat_stub: "chat_pb2_grpc.ChatServiceAsyncStub", engine: FakeEngineClient, bad: Bad
+    http: httpx.AsyncClient, chat_stub: Any, completion_stub: Any, engine: FakeEngineClient, bad: Bad
 ) -> None:
-    expected = (await http.post("/v1/chat/completions", json=BODY | bad.fields)).json()["error"]
-    request = to_pb(BODY | bad.fields)
-    for run in (_unary, _streaming):
+    expected = (await http.post(bad.path, json=bad.body)).json()["error"]
+    for ask in asks(Stubs(chat_stub, completion_stub), bad):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await run(chat_stub, request)
+            await ask()
         status = grpc.StatusCode.NOT_FOUND if bad.status == 404 else grpc.StatusCode.INVALID_ARGUMENT
         assert caught.value.code() == status
         assert caught.value.details() == expected["message"]
@@ -264,104 +342,45 @@ async def test_over_grpc_as_over_http(
     assert engine.requests == []
 
 
-async def _unary(stub: "chat_pb2_grpc.ChatServiceAsyncStub", request: chat_pb2.ChatCompletionRequest) -> None:
-    await stub.CreateChatCompletion(request)
+@dataclass(frozen=True)
+class Stubs:
+    chat: Any
+    completion: Any
 
 
-async def _streaming(stub: "chat_pb2_grpc.ChatServiceAsyncStub", request: chat_pb2.ChatCompletionRequest) -> None:
-    async for _ in stub.StreamChatCompletion(request):
+def asks(stubs: Stubs, bad: Bad) -> Iterator[Callable[[], Awaitable[Any]]]:
+    """The calls that say what the row does."""
+    body = {name: value for name, value in bad.body.items() if value is not None}
+    if bad.path == TOKENIZE:
+        yield lambda: stubs.chat.Tokenize(tokenize_to_pb(body))
+    elif bad.path == DETOKENIZE:
+        tokens = body.pop("tokens")
+        yield lambda: stubs.chat.Detokenize(chat_pb2.DetokenizeRequest(token_ids=tokens, **body))
+    elif bad.path == COMPLETIONS:
+        yield lambda: stubs.completion.CreateCompletion(completion_to_pb(body))
+        yield lambda: _read_all(stubs.completion.StreamCompletion(completion_to_pb(body)))
+    else:
+        yield lambda: stubs.chat.CreateChatCompletion(chat_to_pb(body))
+        yield lambda: _read_all(stubs.chat.StreamChatCompletion(chat_to_pb(body)))
+
+
+async def _read_all(chunks: Any) -> None:
+    async for _ in chunks:
         pass
 
 
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        (chat_pb2.ChatCompletionRequest(reasoning_effort=9), "reasoning_effort"),  # type: ignore[arg-type]
-        (chat_pb2.ChatCompletionRequest(tool_choice=9), "tool_choice"),  # type: ignore[arg-type]
-        (chat_pb2.ChatCompletionRequest(temperature=float("nan")), "temperature"),
-        (chat_pb2.ChatCompletionRequest(top_p=float("inf")), "top_p"),
-        (chat_pb2.ChatCompletionRequest(logit_bias={3: float("nan")}), "logit_bias.3"),
-        (
-            chat_pb2.ChatCompletionRequest(tools=[chat_pb2.FunctionTool(name="f", parameters_json="{")]),
-            "tools[0].function.parameters",
-        ),
-        (
-            chat_pb2.ChatCompletionRequest(
-                tools=[chat_pb2.FunctionTool(name="f", parameters_json='{"a":' * 5000 + "1" + "}" * 5000)]
-            ),
-            "tools[0].function.parameters",
-        ),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-async def test_what_only_protobuf_can_say(
-    chat_stub: "chat_pb2_grpc.ChatServiceAsyncStub", change: chat_pb2.ChatCompletionRequest, field: str
-) -> None:
-    request = to_pb(BODY)
-    request.MergeFrom(change)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await chat_stub.CreateChatCompletion(request)
-    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert (caught.value.details() or "").startswith(f"{field}: ")
-
-
-MALFORMED = {
-    "empty": b"",
-    "cut": b'{"model": "fake-model"',
-    "trailing": b'{"model": "fake-model"} x',
-    "not UTF-8": b'{"model": "\xff\xfe"}',
-    "encoded surrogate": b'{"model": "\xed\xa0\x80"}',
-    "lone surrogate": b'{"model": "\\ud800"}',
-    "NaN": b'{"temperature": NaN}',
-    "huge number": b'{"seed": ' + b"9" * 6000 + b"}",
-    "deep arrays": b"[" * 50_000,
-    "deep objects": b'{"a":' * 20_000,
-    "array": b"[]",
-    "string": b'"Hi"',
-    "null": b"null",
-}
-
-
-@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
-async def test_malformed_bodies(http: httpx.AsyncClient, body: bytes) -> None:
-    response = await http.post("/v1/chat/completions", content=body)
-    assert response.status_code == 400
-    error = response.json()["error"]
-    assert error["type"] == "invalid_request_error"
-    assert error["param"] is None
-    assert "JSON" in error["message"]
-
-
-async def test_infinite_numbers(http: httpx.AsyncClient) -> None:
-    body = json.dumps(BODY)[:-1] + ', "temperature": 1e999}'
-    response = await http.post("/v1/chat/completions", content=body)
-    assert response.json()["error"]["param"] == "temperature"
-
-
-async def test_deep_tool_schema_is_refused_by_name(http: httpx.AsyncClient) -> None:
-    schema: dict[str, Any] = {}
-    for _ in range(150):
-        schema = {"type": "object", "properties": {"a": schema}}
-    response = await http.post("/v1/chat/completions", json=BODY | {"tools": [function(parameters=schema)]})
-    assert response.status_code == 400
-
-
-async def test_other_streams_go_on(service: ChatService, http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
-    engine.gate = asyncio.Event()
-    running = asyncio.create_task(http.post("/v1/chat/completions", json=BODY | {"stream": True}))
-    await eventually(lambda: engine.num_running == 1)
-    for bad in TABLE:
-        await http.post("/v1/chat/completions", json=BODY | bad.fields)
-    for body in MALFORMED.values():
-        await http.post("/v1/chat/completions", content=body)
-    engine.gate.set()
-    assert (await running).text.endswith("data: [DONE]\n\n")
-    assert service.metrics.running._value.get() == 0
-
-
-def test_harmless_values_parse() -> None:
-    parsed = parse_chat_body(BODY | {"logprobs": False, "top_logprobs": 0, "top_k": -1, "max_tokens": 5})
-    assert (parsed.request.top_logprobs, parsed.request.top_k, parsed.request.max_tokens) == (None, 0, 5)
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    parsed = parse_chat_body({"model": "m", "messages": [{"role": "user", "content": parts}]})
-    assert parsed.request.messages[0].content == "ab"
+async def test_in_a_batch_file(app: FastAPI, engine: FakeEngineClient, tmp_path: Path) -> None:
+    """All rows that a batch may have, in one job."""
+    rows = {f"row-{i}": bad for i, bad in enumerate(TABLE) if bad.path == CHAT and not bad.fields.get("stream")}
+    lines = [{"custom_id": id, "method": "POST", "url": CHAT, "body": bad.body} for id, bad in rows.items()]
+    survey = survey_input(write_rows(tmp_path / "in.jsonl", lines))
+    transport = httpx.ASGITransport(app=app)
+    async with HttpSender("http://gateway", transport=transport) as sender:
+        with Journal(tmp_path / "out.jsonl", survey.fingerprint, survey.num_lines) as journal:
+            assert await Runner(tmp_path / "in.jsonl", survey, journal, sender).run()
+    records = {record["custom_id"]: record for record in read_records(tmp_path / "out.jsonl")}
+    assert records.keys() == rows.keys()
+    for id, bad in rows.items():
+        response: Any = records[id]["response"]
+        check(bad, response["status_code"], response["body"])
+    assert engine.requests == []

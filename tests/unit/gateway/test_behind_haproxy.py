@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
-from tests.support.chat import eventually
+from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+from tests.support.chat import encode, eventually
+from tests.support.sockets import KEEPALIVE, keepalive_timers, narrow_connection
 
 from chorus_cluster.cli.haproxy import find_haproxy, write_launcher
 from chorus_cluster.routing.fake_client import FakeEngineClient
@@ -19,7 +22,7 @@ global
 defaults
   mode http
   timeout connect 5s
-  timeout client 60s
+  timeout client 1s
   timeout server 60s
   option abortonclose
   option splice-request
@@ -60,9 +63,8 @@ async def test_client_that_leaves_ends_its_request(
     engine.gate = asyncio.Event()
     message = {"role": "user", "content": "Hi"}
     body = json.dumps({"model": "fake-model", "messages": [message], "stream": stream}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     _, writer = await _connect(proxy_port)
-    writer.write(head)
+    writer.write(_head(body))
     if body_comes_later:
         await asyncio.sleep(0.05)
     writer.write(body)
@@ -70,6 +72,58 @@ async def test_client_that_leaves_ends_its_request(
     writer.close()
     await eventually(lambda: engine.num_running == 0)
     assert engine.num_aborted == 1
+
+
+async def test_a_client_may_wait_for_longer_than_it_may_leave_an_answer_unread(
+    proxy_port: int, engine: FakeEngineClient
+) -> None:
+    """`timeout client` is ours for slow clients (gateway.client_timeout_s); an engine may take its time."""
+    engine.gate = asyncio.Event()
+    body = json.dumps({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}]}).encode()
+    reader, writer = await _connect(proxy_port)
+    writer.write(_head(body) + body)
+    await eventually(lambda: engine.num_running == 1)
+    await asyncio.sleep(2.5)
+    engine.gate.set()
+    assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+async def test_a_client_that_reads_nothing_is_cut_off(proxy_port: int, engine: FakeEngineClient) -> None:
+    engine.script = encode("<|channel|>final<|message|>" + " and then" * 90_000)
+    engine.max_model_len = 200_000
+    engine.tokens_per_message = 8
+    fields = {"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    # Log probabilities make it too long for all buffers on the way.
+    body = json.dumps(fields | {"logprobs": True, "top_logprobs": 20}).encode()
+    _, waiting = await _connect(proxy_port)
+    waiting.close()
+    async with narrow_connection("127.0.0.1", proxy_port) as (_, writer):
+        writer.write(_head(body) + body)
+        await eventually(lambda: engine.num_running == 1)
+        await eventually(lambda: engine.num_running == 0)
+    assert engine.num_aborted == 1
+
+
+async def test_a_silent_client_is_asked_whether_it_is_there(proxy_port: int, engine: FakeEngineClient) -> None:
+    """Else one whose network is gone would be missed while it waits. Linux shows the timer of the connection."""
+    engine.gate = asyncio.Event()
+    body = json.dumps({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}]}).encode()
+    _, writer = await _connect(proxy_port)
+    writer.write(_head(body) + body)
+    await eventually(lambda: engine.num_running == 1)
+    client_port = writer.get_extra_info("sockname")[1]
+    assert keepalive_timers(proxy_port, client_port) == [KEEPALIVE]
+    writer.close()
+    await eventually(lambda: engine.num_running == 0)
+
+
+def test_serves_own_configuration_has_the_line_after_which_keepalives_go() -> None:
+    assert re.search(r"^ *option abortonclose$", HAPROXY_CONFIG_TEMPLATE, re.M)
+
+
+def _head(body: bytes) -> bytes:
+    return f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
 
 
 async def _connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -168,15 +168,19 @@ async def test_large_body_is_refused_before_it_is_sent(server_url: str) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
 @pytest.mark.parametrize("tells_length", [True, False])
-async def test_client_that_sends_it_all_sees_the_answer(server_url: str, tells_length: bool) -> None:
+async def test_client_that_sends_it_all_sees_the_answer(server_url: str, tells_length: bool, path: str) -> None:
+    """100 MiB of it."""
+    num_pieces = 1600
+
     async def body() -> AsyncIterator[bytes]:
-        for _ in range(320):
+        for _ in range(num_pieces):
             yield bytes(2**16)
 
-    headers = {"content-length": str(320 * 2**16)} if tells_length else {}
+    headers = {"content-length": str(num_pieces * 2**16)} if tells_length else {}
     async with httpx.AsyncClient() as client:
-        response = await client.post(f"{server_url}/v1/chat/completions", content=body(), headers=headers)
+        response = await client.post(f"{server_url}{path}", content=body(), headers=headers)
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "payload_too_large"
         assert (await client.get(f"{server_url}/health")).status_code == 200

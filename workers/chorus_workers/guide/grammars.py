@@ -171,7 +171,19 @@ _WRITERS: dict[GrammarKind, Callable[[str], str]] = {
 }
 
 
+# What llguidance says in names of its own, by its beginning.
+_PLAIN_WORDS = {
+    "NoExtension": "no text fits it",
+    "LexerTooComplex": "it is too complex",
+    "ParserTooComplex": "it is too complex",
+    "Resource '": "it refers to a schema elsewhere, and none is fetched",
+}
+
+
 def _shown(message: str) -> str:
-    """The first line of what llguidance says."""
+    """The first line of what llguidance says, or plainer words for it."""
     line = message.strip().partition("\n")[0].strip().rstrip(":")
+    for beginning, words in _PLAIN_WORDS.items():
+        if line.startswith(beginning):
+            return words
     return line if len(line) <= _MAX_MESSAGE_LENGTH else f"{line[:_MAX_MESSAGE_LENGTH]}…"

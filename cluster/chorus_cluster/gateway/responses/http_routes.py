@@ -21,6 +21,43 @@ _MAX_LISTED: Final = 100
 _DEFAULT_LISTED: Final = 20
 Responses = dict[int | str, dict[str, Any]]
 
+_EVENTS: Final = {
+    "text/event-stream": {
+        "itemSchema": {
+            "type": "object",
+            "description": "With `stream`: OpenAI's typed events, in order.",
+            "properties": {
+                "event": {"type": "string"},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {
+                        "type": "object",
+                        "properties": {
+                            "type": {"type": "string"},
+                            "sequence_number": {"type": "integer", "minimum": 0},
+                        },
+                        "required": ["type", "sequence_number"],
+                    },
+                },
+            },
+            "required": ["event", "data"],
+        }
+    }
+}
+_STREAM: Final = {"name": "stream", "in": "query", "schema": {"type": "boolean"}}
+_STARTING_AFTER: Final = {
+    "name": "starting_after",
+    "in": "query",
+    "description": "The sequence number of the last event that is known.",
+    "schema": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
+}
+_PAGE: Final = [
+    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": _MAX_LISTED}},
+    {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}},
+    {"name": "after", "in": "query", "description": "An item's id.", "schema": {"type": "string"}},
+]
+
 
 def add_response_routes(
     app: FastAPI,
@@ -37,7 +74,7 @@ def add_response_routes(
     @app.post(
         "/v1/responses",
         response_model=None,
-        responses={200: {"model": wire.ResponseObject}, **errors},
+        responses={200: {"model": wire.ResponseObject, "content": _EVENTS}, **errors},
         openapi_extra=created,
         tags=["responses"],
         summary="Create a response",
@@ -52,7 +89,13 @@ def add_response_routes(
         stored = await service.start_in_background(parsed, owner, ends_at)
         return StoredEvents(stored.id, service.follow(stored, -1), -1) if parsed.stream else json_response(stored.body)
 
-    @app.get(_PATH, response_model=None, responses={200: {"model": wire.ResponseObject}, **found}, tags=["responses"])
+    @app.get(
+        _PATH,
+        response_model=None,
+        responses={200: {"model": wire.ResponseObject, "content": _EVENTS}, **found},
+        openapi_extra={"parameters": [_STREAM, _STARTING_AFTER]},
+        tags=["responses"],
+    )
     async def get_response(request: Request, response_id: str) -> Response:
         """`stream=true` streams the events of one in the background, from the one behind `starting_after` on."""
         stored = await service.get(response_id, request.scope[OWNER])
@@ -83,6 +126,7 @@ def add_response_routes(
         f"{_PATH}/input_items",
         response_model=None,
         responses={200: {"model": wire.InputItemList}, **found},
+        openapi_extra={"parameters": _PAGE},
         tags=["responses"],
     )
     async def list_input_items(request: Request, response_id: str) -> Response:

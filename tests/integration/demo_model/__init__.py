@@ -1,0 +1,1 @@
+"""A package to pytest, so that the cluster which its tests share ends with the last of them."""
