@@ -222,6 +222,7 @@ def test_a_request_that_leaves_while_its_grammar_is_compiled_is_forgotten() -> N
     engine.add(asked)
     engine.abort(asked.request_id)
     assert engine.load().num_waiting == 0
+    assert engine.step().finished == {asked.request_id: (FinishReason.ABORT, "")}
     while not engine.guides.has_news:
         time.sleep(0.001)
     assert not engine.step()

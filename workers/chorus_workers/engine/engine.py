@@ -85,7 +85,9 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """Ends a request, whose memory is free on return. An unknown id is not an error: it may just have ended."""
-        if not self.guides.forget(request_id):
+        if self.guides.forget(request_id):
+            self._scheduler.tell_aborted(request_id)
+        else:
             self._scheduler.abort(request_id)
 
     def step(self) -> StepOutput:

@@ -144,6 +144,11 @@ class Scheduler:
         self._finish(request, FinishReason.ABORT)
         return True
 
+    def tell_aborted(self, request_id: str) -> None:
+        """Puts the end of a request that was never added into the next output."""
+        self._stats.finished[FinishReason.ABORT.name.lower()] += 1
+        self._output.finished[request_id] = (FinishReason.ABORT, "")
+
     def schedule(self) -> ScheduledStep:
         """The next step's work; without chunks if there is none. Requests past their deadline end first.
 
