@@ -9,8 +9,9 @@ from chorus_workers.engine.kv_cache import KVCacheManager
 from chorus_workers.engine.output import StepOutput
 from chorus_workers.engine.prefix_cache import PrefixCache
 from chorus_workers.engine.request import GenerationRequest, Refused
-from chorus_workers.engine.scheduler import ScheduledStep, Scheduler, SchedulerLimits
+from chorus_workers.engine.scheduler import Scheduler, SchedulerLimits
 from chorus_workers.engine.stats import EngineLoad, EngineStats
+from chorus_workers.engine.steps import ScheduledStep
 from chorus_workers.guide.columns import Columns
 from chorus_workers.guide.grammars import GrammarError
 from chorus_workers.runner.base import PendingStep, Runner, RunnerInfo

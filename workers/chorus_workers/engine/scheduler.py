@@ -23,19 +23,17 @@ to others once a token was drawn from finite logits, which shows that all before
 import math
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from chorus_workers.engine.kv_cache import KVCacheManager
 from chorus_workers.engine.output import StepOutput, TokenLogprobs
-from chorus_workers.engine.prefill_budget import PrefillBudget
 from chorus_workers.engine.request import FinishReason, GenerationRequest, Refusal, RefusalReason, Refused, Request
 from chorus_workers.engine.stats import EngineLoad, EngineStats
-from chorus_workers.engine.throughput import Throughput
+from chorus_workers.engine.steps import ScheduledStep, StepAccounts
 from chorus_workers.guide.grammars import GrammarError
 from chorus_workers.guide.guide import Constraint, Guide
 from chorus_workers.runner.base import (
     PENDING_TOKEN,
-    Batch,
     SampledToken,
     SampleRequest,
     SequenceChunk,
@@ -60,24 +58,6 @@ class SchedulerLimits:
     batch_invariant: bool = False
 
 
-@dataclass(slots=True)
-class ScheduledStep:
-    """A step's work, and whose it is. Filled by the scheduler, and given back to it with the result."""
-
-    # On the scheduler's clock.
-    scheduled_at: float
-    max_tokens: int
-    chunks: list[SequenceChunk] = field(default_factory=list)
-    # One for each chunk.
-    requests: list[Request] = field(default_factory=list)
-    num_tokens: int = 0
-    num_decode_tokens: int = 0
-
-    @property
-    def batch(self) -> Batch:
-        return Batch(self.chunks)
-
-
 class Scheduler:
     """Owns every request from admission to its end. Not thread-safe."""
 
@@ -98,9 +78,7 @@ class Scheduler:
         # No request's deadline is earlier.
         self._next_deadline = math.inf
         self._output = StepOutput()
-        self._throughput = Throughput()
-        self._prefill_budget = PrefillBudget(limits.step_budget_s)
-        self._last_commit = -math.inf
+        self._steps = StepAccounts(stats, limits.step_budget_s)
 
     @property
     def has_requests(self) -> bool:
@@ -190,7 +168,7 @@ class Scheduler:
                 gaps[last_token_time] = gaps.get(last_token_time, 0) + 1
         for last_token_time, count in gaps.items():
             self._stats.inter_token_latency.observe(now - last_token_time, count)
-        self._observe_step(step, now)
+        self._steps.observe(step, now)
 
     def take_output(self) -> StepOutput:
         """Everything since the last call."""
@@ -233,7 +211,7 @@ class Scheduler:
             )
             return Refusal(invalid, message, field="prompt_token_ids")
         if len(self._requests) >= self._limits.max_num_seqs + self._limits.max_queued_requests:
-            retry_after_s = self._throughput.estimate_retry_after(
+            retry_after_s = self._steps.throughput.estimate_retry_after(
                 self.load().num_outstanding_tokens, len(self._requests)
             )
             return Refusal(RefusalReason.OVERLOADED, "the worker's queue is full", retry_after_s=retry_after_s)
@@ -256,7 +234,7 @@ class Scheduler:
             index += 1
         step.num_decode_tokens = step.num_tokens
         if step.num_decode_tokens:
-            step.max_tokens = min(step.max_tokens, step.num_tokens + self._prefill_budget.num_tokens())
+            step.max_tokens = min(step.max_tokens, step.num_tokens + self._steps.prefill_budget.num_tokens())
         for request in lacking_more:
             if step.num_tokens == step.max_tokens:
                 break
@@ -418,18 +396,6 @@ class Scheduler:
         if request.kv is not None:
             self._kv.free(request.kv)
             request.kv = None
-
-    def _observe_step(self, step: ScheduledStep, now: float) -> None:
-        """A step's time counts from when the device could begin: as it was scheduled, or the one before was done."""
-        step_time = now - max(step.scheduled_at, self._last_commit)
-        self._last_commit = now
-        self._stats.step_time.observe(step_time)
-        self._stats.batch_requests.observe(len(step.chunks))
-        self._stats.batch_tokens.observe(step.num_tokens)
-        self._stats.num_computed_tokens += step.num_tokens
-        self._throughput.observe(step.num_tokens, step_time)
-        num_prefill_tokens = step.num_tokens - step.num_decode_tokens
-        self._prefill_budget.observe(step.num_decode_tokens, num_prefill_tokens, step_time)
 
 
 def _order(request: Request) -> tuple[int, int]:
