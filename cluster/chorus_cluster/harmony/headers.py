@@ -42,11 +42,11 @@ def final_headers(*, is_constrained: bool) -> tuple[tuple[int, ...], ...]:
 
 
 def call_headers(name: str) -> tuple[tuple[int, ...], ...]:
-    """Headers of calls of the function `name`."""
-    recipient = f" to=functions.{name}"
-    starts = (f"<|channel|>commentary{recipient}", f"{recipient}<|channel|>commentary")
-    types = (" <|constrain|>json", " json", "")
-    return tuple(_encode(f"{start}{content_type}<|message|>") for start in starts for content_type in types)
+    """Headers of calls of the function `name`, which is of letters, digits, underscores and dashes."""
+    # No token spans a space before a word, so what is the same for all names is encoded once.
+    recipient, channel = _encode(f" to=functions.{name}"), _encode("<|channel|>commentary")
+    types = [_encode(f"{content_type}<|message|>") for content_type in (" <|constrain|>json", " json", "")]
+    return tuple((*start, *end) for start in ((*channel, *recipient), (*recipient, *channel)) for end in types)
 
 
 def answer_ends() -> tuple[int, ...]:

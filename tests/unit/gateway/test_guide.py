@@ -129,6 +129,15 @@ def test_the_parser_reads_every_header_without_a_repair(is_first: bool) -> None:
         assert not parser.repairs, text
 
 
+@pytest.mark.parametrize("name", ["f", "get_weather", "to", "-", "_", "a-", "9", "json", "X" * 64, "kebab-case_2"])
+def test_headers_of_calls_are_encoded_as_a_whole(name: str) -> None:
+    """The parts that they are put together from are cut where the tokenizer cuts."""
+    for header in headers.call_headers(name):
+        text = load_encoding().decode(list(header))
+        assert header == tuple(load_encoding().encode(text, allowed_special="all"))
+        assert f" to=functions.{name}" in text
+
+
 def test_headers_go_on_from_the_prompt() -> None:
     assert headers.opening() == (START, *load_encoding().encode("assistant"))
 
