@@ -26,6 +26,7 @@ APP_NAME = "chorus"
 GRPC_SERVICER_FUNCTIONS = [
     "chorus_cluster.gateway.grpc_service.add_chat_service",
     "chorus_cluster.gateway.grpc_service.add_completion_service",
+    "chorus_cluster.gateway.grpc_service.add_responses_service",
     "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
 ]
 

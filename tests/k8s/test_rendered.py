@@ -42,7 +42,12 @@ def test_ports_of_service_pods_and_serve_agree(rendered: Rendered) -> None:
 def test_grpc_servicers_can_be_imported(defaults: Rendered) -> None:
     functions = defaults.serve_config["grpc_options"]["grpc_servicer_functions"]
     names = [pkgutil.resolve_name(path).__name__ for path in functions]
-    assert names == ["add_chat_service", "add_completion_service", "add_HealthServicer_to_server"]
+    assert names == [
+        "add_chat_service",
+        "add_completion_service",
+        "add_responses_service",
+        "add_HealthServicer_to_server",
+    ]
 
 
 def test_shared_memory(rendered: Rendered) -> None:

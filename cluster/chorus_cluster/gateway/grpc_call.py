@@ -25,6 +25,7 @@ from chorus_cluster.gateway.grpc_service import Malformed
 from chorus_cluster.gateway.grpc_status import DETAILS_KEY, status_details
 from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES
 from chorus_cluster.gateway.request_id import new_request_id, request_id
+from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.gateway.slow_clients import DEFAULT_CLIENT_TIMEOUT_S, SendTimer
 from chorus_cluster.gateway.stream import ChatStream
 
@@ -49,19 +50,25 @@ class GrpcContext(Protocol):
 
 
 class GrpcMethods:
-    """Serves `service` over gRPC. `access` decides who may ask; by default, everyone. `raises_in_streams`: Serve's own
-    proxy stands in front (see above). `client_timeout_s`: how long a client may take to read a message of a stream."""
+    """Serves `service` over gRPC.
+
+    `responses`: by default, without a store. `access` decides who may ask; by default, everyone. `raises_in_streams`:
+    Serve's own proxy stands in front (see above). `client_timeout_s`: how long a client may take to read a message of a
+    stream.
+    """
 
     def __init__(
         self,
         service: ChatService,
         *,
+        responses: ResponsesService | None = None,
         access: Access | None = None,
         raises_in_streams: bool = False,
         client_timeout_s: float = DEFAULT_CLIENT_TIMEOUT_S,
         max_request_bytes: int = DEFAULT_MAX_BODY_BYTES,
     ) -> None:
         self._service = service
+        self._responses = responses or ResponsesService(service)
         self._access = access or Access()
         self._raises_in_streams = raises_in_streams
         self._client_timeout_s = client_timeout_s

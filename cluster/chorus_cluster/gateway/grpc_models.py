@@ -97,11 +97,12 @@ def _message(pb: chat_pb2.ChatMessage, index: int) -> Message:
 def _tool(pb: chat_pb2.FunctionTool, index: int) -> Tool:
     parameters = None
     if pb.parameters_json:
-        parameters = _object(pb.parameters_json, f"tools[{index}].function.parameters")
+        parameters = json_object(pb.parameters_json, f"tools[{index}].function.parameters")
     return Tool(pb.name, pb.description, parameters, pb.strict)
 
 
-def _object(text: str, field: str) -> dict[str, Any]:
+def json_object(text: str, field: str) -> dict[str, Any]:
+    """The object that a field holds as JSON text. Errors: InvalidRequest."""
     try:
         value = parse_json(text.encode())
     except InvalidRequest:
@@ -115,7 +116,7 @@ def _output_format(pb: chat_pb2.OutputFormat) -> OutputFormat | None:
     kind = pb.WhichOneof("format")
     if kind == "json_schema":
         field = "response_format.json_schema"
-        schema = _object(pb.json_schema.schema_json, f"{field}.schema")
+        schema = json_object(pb.json_schema.schema_json, f"{field}.schema")
         if not pb.json_schema.name:
             return OutputFormat("json_schema", pb.json_schema.schema_json, f"{field}.schema")
         named = {"name": pb.json_schema.name, "schema": schema, "description": pb.json_schema.description}

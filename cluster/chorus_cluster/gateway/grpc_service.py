@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from chorus_cluster.errors import InvalidRequest
-from chorus_protos.v1 import chat_pb2_grpc, completion_pb2_grpc
+from chorus_protos.v1 import chat_pb2_grpc, completion_pb2_grpc, responses_pb2_grpc
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,12 @@ def add_completion_service(servicer: Any, server: Any) -> None:
     """As `add_chat_service`."""
     registrar: Any = _Registrar(server)
     completion_pb2_grpc.add_CompletionServiceServicer_to_server(servicer, registrar)
+
+
+def add_responses_service(servicer: Any, server: Any) -> None:
+    """As `add_chat_service`."""
+    registrar: Any = _Registrar(server)
+    responses_pb2_grpc.add_ResponsesServiceServicer_to_server(servicer, registrar)
 
 
 class _Registrar:

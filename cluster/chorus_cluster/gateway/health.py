@@ -14,7 +14,7 @@ from chorus_cluster.errors import ServiceError
 from chorus_cluster.gateway.chat import ChatService
 
 # The names that clients may ask for; the empty one is the server as a whole.
-SERVICES = ("", "chorus.v1.ChatService", "chorus.v1.CompletionService")
+SERVICES = ("", "chorus.v1.ChatService", "chorus.v1.CompletionService", "chorus.v1.ResponsesService")
 WATCH_INTERVAL_S = 1.0
 
 

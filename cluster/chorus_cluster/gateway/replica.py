@@ -21,6 +21,7 @@ from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
 from chorus_cluster.gateway.health import HealthMethods
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.gateway.metrics import GatewayMetrics
+from chorus_cluster.gateway.responses.grpc_methods import GrpcResponsesMethods
 from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.harmony.warm_up import warm_up
 from chorus_cluster.routing.client import ServeEngineClient
@@ -40,7 +41,7 @@ def _key_file(config: AppConfig) -> KeyFile | None:
     return keys
 
 
-class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
+class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, GrpcResponsesMethods, HealthMethods):
     """What Serve starts. It must be wrapped by `serve.ingress()`, which asks for the ASGI app below."""
 
     async def __init__(self, workers: DeploymentHandle[Any], config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
@@ -62,10 +63,10 @@ class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
         self._access = Access(_key_file(config))
         self._drain_timeout_s = config.gateway.drain_timeout_s
         service = ChatService(engine, own_metrics, header_guard=config.gateway.header_guard)
-        self._responses = ResponsesService(service, await open_store(config.store))
         GrpcMethods.__init__(
             self,
             service,
+            responses=ResponsesService(service, await open_store(config.store)),
             access=self._access,
             client_timeout_s=self._client_timeout_s,
             raises_in_streams=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1",

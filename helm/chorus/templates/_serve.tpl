@@ -42,6 +42,7 @@ grpc_options:
   grpc_servicer_functions:
     - chorus_cluster.gateway.grpc_service.add_chat_service
     - chorus_cluster.gateway.grpc_service.add_completion_service
+    - chorus_cluster.gateway.grpc_service.add_responses_service
     - grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server
 logging_config:
   encoding: {{ upper .Values.config.logging.format }}

@@ -20,15 +20,17 @@ from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.grpc_call import GrpcMethods
 from chorus_cluster.gateway.grpc_completions import GrpcCompletionMethods
 from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
-from chorus_cluster.gateway.grpc_service import add_chat_service, add_completion_service
+from chorus_cluster.gateway.grpc_service import add_chat_service, add_completion_service, add_responses_service
 from chorus_cluster.gateway.health import HealthMethods
 from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.responses.grpc_methods import GrpcResponsesMethods
 from chorus_cluster.routing.fake_client import FakeEngineClient
-from chorus_protos.v1 import chat_pb2, chat_pb2_grpc, completion_pb2, completion_pb2_grpc
+from chorus_protos.v1 import chat_pb2, chat_pb2_grpc, completion_pb2, completion_pb2_grpc, responses_pb2
 
 _SERVICES = (
     chat_pb2.DESCRIPTOR.services_by_name["ChatService"],
     completion_pb2.DESCRIPTOR.services_by_name["CompletionService"],
+    responses_pb2.DESCRIPTOR.services_by_name["ResponsesService"],
     health_pb2.DESCRIPTOR.services_by_name["Health"],
 )
 
@@ -71,7 +73,7 @@ async def server_url(app: FastAPI) -> AsyncIterator[str]:
     await serving
 
 
-class GatewayMethods(GrpcChatMethods, GrpcCompletionMethods, HealthMethods):
+class GatewayMethods(GrpcChatMethods, GrpcCompletionMethods, GrpcResponsesMethods, HealthMethods):
     """All gRPC methods, as a gateway replica has them."""
 
 
@@ -113,6 +115,7 @@ async def grpc_server(methods: GrpcMethods, credentials: grpc.ServerCredentials 
     servicer: Any = _Servicer(methods)
     add_chat_service(servicer, server)
     add_completion_service(servicer, server)
+    add_responses_service(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     where = "127.0.0.1:0"
     port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)

@@ -1,20 +1,18 @@
 """The answers of /v1/responses as HTTP sends them: JSON, or server-sent events."""
 
 import contextlib
-import logging
 from collections.abc import AsyncGenerator
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from chorus_cluster.errors import ChorusError, to_client_error
+from chorus_cluster.errors import ChorusError
 from chorus_cluster.gateway.http_io import LeaveWatch, json_response
 from chorus_cluster.gateway.http_response import EVENT_STREAM_HEADERS, send_piece
 from chorus_cluster.gateway.responses.request import ResponseRequest
+from chorus_cluster.gateway.responses.run import shown_error
 from chorus_cluster.gateway.responses.service import ResponsesService, Started
 from chorus_cluster.gateway.responses.writer import sse_event
-
-logger = logging.getLogger(__name__)
 
 
 class ResponseAnswer(Response):
@@ -34,31 +32,25 @@ class ResponseAnswer(Response):
         self._owner = owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = (self._request, self._owner, self._deadline_unix_s)
         async with LeaveWatch(receive):
-            started = await self._service.start(self._request, self._owner, self._deadline_unix_s)
-            try:
-                if self._request.stream:
+            if self._request.stream:
+                started = await self._service.start(*asked)
+                try:
                     await self._send_events(started, send)
-                    return
-                async for _ in started.run.read(started.stream):
-                    pass
-            finally:
-                await started.stream.aclose()
-            await self._service.keep(started)
-        await json_response(started.run.body)(scope, receive, send)
+                finally:
+                    await started.stream.aclose()
+                return
+            body = await self._service.create(*asked)
+        await json_response(body)(scope, receive, send)
 
     async def _send_events(self, started: Started, send: Send) -> None:
-        run = started.run
         await send({"type": "http.response.start", "status": 200, "headers": list(EVENT_STREAM_HEADERS)})
-        await _send_all(send, run.created() + run.started())
-        try:
-            async for events in run.read(started.stream):
-                await _send_all(send, events)
-            # Whoever has seen the end can go on from it at once.
-            await self._service.keep(started)
-        except Exception as error:  # The status is out: all that is left is to say so in the stream.
-            await _send_all(send, run.fail(_shown(error, started.id)))
-        await _send_all(send, run.ended())
+        # The status is out: of an error, the last event says all that can be said.
+        with contextlib.suppress(ChorusError):
+            async with contextlib.aclosing(self._service.events(started)) as pieces:
+                async for events in pieces:
+                    await _send_all(send, events)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -80,17 +72,10 @@ class StoredEvents(Response):
                         await _send_all(send, events)
                         self._num_sent += len(events)
             except Exception as error:  # As above. The response itself may be well.
-                shown = _shown(error, self._id)
+                shown = shown_error(error, self._id)
                 fields = {"code": shown.code, "message": shown.message, "param": None}
                 await _send_all(send, [sse_event("error", self._num_sent, fields)])
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _shown(error: Exception, id: str) -> ChorusError:
-    shown = to_client_error(error)
-    if shown is not error:
-        logger.exception("Response %s failed unexpectedly", id)
-    return shown
 
 
 async def _send_all(send: Send, events: list[str]) -> None:

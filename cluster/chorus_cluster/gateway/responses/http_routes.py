@@ -6,19 +6,17 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.access import OWNER
 from chorus_cluster.gateway.http_io import json_response, read_body
 from chorus_cluster.gateway.parse import parse_json
 from chorus_cluster.gateway.responses import http_models as wire
 from chorus_cluster.gateway.responses.answer import ResponseAnswer, StoredEvents
 from chorus_cluster.gateway.responses.items import Item
+from chorus_cluster.gateway.responses.listing import DEFAULT_LISTED, MAX_LISTED, check_number, page_of
 from chorus_cluster.gateway.responses.parse import parse_response_body
-from chorus_cluster.gateway.responses.service import ResponsesService
+from chorus_cluster.gateway.responses.service import MAX_SEQUENCE_NUMBER, ResponsesService
 
 _PATH: Final = "/v1/responses/{response_id}"
-_MAX_LISTED: Final = 100
-_DEFAULT_LISTED: Final = 20
 Responses = dict[int | str, dict[str, Any]]
 
 _EVENTS: Final = {
@@ -99,7 +97,7 @@ def add_response_routes(
     async def get_response(request: Request, response_id: str) -> Response:
         """`stream=true` streams the events of one in the background, from the one behind `starting_after` on."""
         stored = await service.get(response_id, request.scope[OWNER])
-        after = _number(request, "starting_after", -1, 0, 2**31 - 1)
+        after = _number(request, "starting_after", -1, 0, MAX_SEQUENCE_NUMBER)
         if request.query_params.get("stream", "false").lower() in ("true", "1"):
             return StoredEvents(stored.id, service.follow(stored, after), after)
         return json_response(stored.body)
@@ -136,25 +134,8 @@ def add_response_routes(
 
 
 def _page(request: Request, items: list[Item]) -> dict[str, Any]:
-    limit = _number(request, "limit", _DEFAULT_LISTED, 1, _MAX_LISTED)
-    order, after = request.query_params.get("order", "desc"), request.query_params.get("after")
-    if order not in ("asc", "desc"):
-        raise InvalidRequest("order", "must be 'asc' or 'desc'")
-    if order == "desc":
-        items = items[::-1]
-    if after is not None:
-        ids = [item["id"] for item in items]
-        if after not in ids:
-            raise InvalidRequest("after", "is no item of this response")
-        items = items[ids.index(after) + 1 :]
-    page = [{"status": "completed", **item} for item in items[:limit]]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(items) > limit,
-    }
+    limit = _number(request, "limit", DEFAULT_LISTED, 1, MAX_LISTED)
+    return page_of(items, limit, request.query_params.get("order", "desc"), request.query_params.get("after"))
 
 
 def _number(request: Request, name: str, default: int, low: int, high: int) -> int:
@@ -162,6 +143,4 @@ def _number(request: Request, name: str, default: int, low: int, high: int) -> i
     if text is None:
         return default
     number = int(text) if text.isascii() and text.isdecimal() and len(text) <= 10 else -1
-    if not low <= number <= high:
-        raise InvalidRequest(name, f"must be a whole number from {low} to {high}")
-    return number
+    return check_number(name, number, low, high)

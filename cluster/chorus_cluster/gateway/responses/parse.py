@@ -19,12 +19,12 @@ from chorus_cluster.gateway.responses.tools import read_tools
 from chorus_cluster.gateway.validate import MAX_ELEMENTS
 from chorus_cluster.harmony.conversation import Effort
 
-_LOGPROBS: Final = "message.output_text.logprobs"
-_SEALED: Final = "reasoning.encrypted_content"
+LOGPROBS: Final = "message.output_text.logprobs"
+SEALED_REASONING: Final = "reasoning.encrypted_content"
 # What else may be included is of items that no response here has.
 _INCLUDABLE: Final = (
-    _LOGPROBS,
-    _SEALED,
+    LOGPROBS,
+    SEALED_REASONING,
     "file_search_call.results",
     "web_search_call.results",
     "web_search_call.action.sources",
@@ -71,7 +71,7 @@ def parse_response_body(value: Any) -> ResponseRequest:
         background=bool(body.background),
         stream=bool(body.stream),
         truncate=body.truncation == "auto",
-        sealed_reasoning=_SEALED in (body.include or ()),
+        sealed_reasoning=SEALED_REASONING in (body.include or ()),
     )
 
 
@@ -80,9 +80,7 @@ def _check_items(value: Any) -> None:
     items = value.get("input") if isinstance(value, dict) else None
     if not isinstance(items, list):
         return
-    most = MAX_ELEMENTS["messages"]
-    if len(items) > most:
-        raise InvalidRequest("input", f"holds {len(items)} items; at most {most} are allowed")
+    check_num_items(len(items))
     num_parts = 0
     for i, item in enumerate(items):
         if not isinstance(item, dict):
@@ -93,6 +91,18 @@ def _check_items(value: Any) -> None:
             known = ", ".join(ITEM_TYPES)
             raise InvalidRequest(f"input[{i}].type", f"{shown}is not supported; items are of these types: {known}")
         num_parts += sum(len(part) for part in (item.get("content"), item.get("output")) if isinstance(part, list))
+    check_num_parts(num_parts)
+
+
+def check_num_items(num_items: int) -> None:
+    """Errors: InvalidRequest."""
+    most = MAX_ELEMENTS["messages"]
+    if num_items > most:
+        raise InvalidRequest("input", f"holds {num_items} items; at most {most} are allowed")
+
+
+def check_num_parts(num_parts: int) -> None:
+    """Of all items together. Errors: InvalidRequest."""
     if num_parts > MAX_PARTS:
         raise InvalidRequest("input", f"holds {num_parts} parts; at most {MAX_PARTS} are allowed")
 
@@ -141,10 +151,10 @@ def _effort(body: ResponsesBody) -> Effort:
 
 
 def _top_logprobs(body: ResponsesBody) -> int | None:
-    if _LOGPROBS in (body.include or ()):
+    if LOGPROBS in (body.include or ()):
         return body.top_logprobs or 0
     if body.top_logprobs:
-        raise InvalidRequest("top_logprobs", f"is only allowed with {_LOGPROBS!r} in 'include'")
+        raise InvalidRequest("top_logprobs", f"is only allowed with {LOGPROBS!r} in 'include'")
     return None
 
 

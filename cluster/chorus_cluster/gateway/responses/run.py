@@ -1,12 +1,15 @@
 """One response while it is made: from the model's events to its object and its events."""
 
+import logging
 from collections.abc import AsyncIterator, Callable
 
-from chorus_cluster.errors import ChorusError
+from chorus_cluster.errors import ChorusError, to_client_error
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.responses.body import TERMINAL_EVENTS, Body, failed_body, finished_body
 from chorus_cluster.gateway.responses.writer import ResponseWriter
 from chorus_cluster.gateway.stream import ChatStream
+
+logger = logging.getLogger(__name__)
 
 
 class ResponseRun:
@@ -49,3 +52,11 @@ class ResponseRun:
     def ended(self) -> list[str]:
         """The last event, of a response that is whole or has failed."""
         return self._writer.response(TERMINAL_EVENTS[self.body["status"]], self.body)
+
+
+def shown_error(error: Exception, response_id: str) -> ChorusError:
+    """What the client is told of an error. What he is not told is logged."""
+    shown = to_client_error(error)
+    if shown is not error:
+        logger.error("Response %s failed unexpectedly", response_id, exc_info=error)
+    return shown

@@ -1,4 +1,4 @@
-"""The Responses API behind HTTP: what is created, kept, found again and ended.
+"""The Responses API behind HTTP and gRPC: what is created, kept, found again and ended.
 
 A response's way: what came before is read from the store, the conversation is rendered and admitted as any chat
 request, its events become items, and the whole is kept before its end is told. In the background all but the first part
@@ -8,8 +8,9 @@ happens in a task of the gateway that took the request, which writes to the stor
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
-from chorus_cluster.errors import ContextTooLong, InvalidRequest, ResponseNotFound
+from chorus_cluster.errors import ChorusError, ContextTooLong, InvalidRequest, ResponseNotFound
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.responses.background import BackgroundJobs, Job
 from chorus_cluster.gateway.responses.body import Body, new_body
@@ -17,11 +18,14 @@ from chorus_cluster.gateway.responses.history import NO_STORE, History
 from chorus_cluster.gateway.responses.ids import is_response_id, new_response_id
 from chorus_cluster.gateway.responses.prompt import Prompt, build_prompt, check, shortened
 from chorus_cluster.gateway.responses.request import ResponseRequest
-from chorus_cluster.gateway.responses.run import ResponseRun
+from chorus_cluster.gateway.responses.run import ResponseRun, shown_error
 from chorus_cluster.gateway.responses.writer import ResponseWriter
 from chorus_cluster.gateway.stream import ChatStream
 from chorus_cluster.store.responses import ResponseStore, StoredResponse
 from chorus_protos.v1 import engine_pb2
+
+# Of an event; more than any response has, and no more than databases take.
+MAX_SEQUENCE_NUMBER: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,38 @@ class ResponsesService:
         body = new_body(id, stream.created, echo, status="in_progress")
         return Started(id, self._run(request, body, writes_events=request.stream), stream, request, owner)
 
-    async def keep(self, started: Started) -> None:
+    async def create(self, request: ResponseRequest, owner: str, deadline_unix_s: float | None) -> Body:
+        """The whole response, kept. Errors: those of `start`, and of its stream; Unavailable of the store."""
+        started = await self.start(request, owner, deadline_unix_s)
+        try:
+            async for _ in started.run.read(started.stream):
+                pass
+        finally:
+            await started.stream.aclose()
+        await self._keep(started)
+        return started.run.body
+
+    async def events(self, started: Started) -> AsyncGenerator[list[str], None]:
+        """All events. A failure is told by the last of them, and then raised as what a client may see of it.
+
+        Errors: ChorusError.
+        """
+        run = started.run
+        yield run.created() + run.started()
+        failure: ChorusError | None = None
+        try:
+            async for events in run.read(started.stream):
+                yield events
+            # Whoever has seen the end can go on from it at once.
+            await self._keep(started)
+        except Exception as error:  # What there is of the answer is out: all that is left is to say so behind it.
+            failure = shown_error(error, started.id)
+            yield run.fail(failure)
+        yield run.ended()
+        if failure is not None:
+            raise failure
+
+    async def _keep(self, started: Started) -> None:
         """Stores a response that has ended, if it is to be stored."""
         if self._store is None or not started.run.body["store"]:
             return

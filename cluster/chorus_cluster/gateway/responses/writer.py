@@ -3,6 +3,7 @@
 This runs for every message of every stream: of a delta's event, all but the text and its number is made once an item.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,11 +23,18 @@ _DELTAS: Final = {
 }
 # What a delta's event ends with.
 _ENDS: Final = {"reasoning": "}\n\n", "message": ',"logprobs":[]}\n\n', "function_call": "}\n\n"}
+_DATA: Final = "\ndata: "
 
 
 def sse_event(type: str, number: int, fields: Body) -> str:
     data = encode({"type": type, "sequence_number": number, **fields})
     return f"event: {type}\ndata: {data}\n\n"
+
+
+def read_event(text: str) -> Body:
+    """What an event says, of the text that `sse_event` makes of it."""
+    event: Body = json.loads(text[text.index(_DATA) + len(_DATA) :])
+    return event
 
 
 def split_events(text: str) -> list[str]:

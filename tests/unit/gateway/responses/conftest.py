@@ -3,15 +3,18 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import openai
 import pytest
 from fastapi import FastAPI
+from tests.unit.gateway.conftest import GatewayMethods, serve_grpc
 
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.store.database import Database
 from chorus_cluster.store.responses import ResponseStore
+from chorus_protos.v1 import responses_pb2_grpc
 
 
 @pytest.fixture
@@ -45,3 +48,15 @@ async def client(server_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
     """OpenAI's own, over a real connection."""
     async with openai.AsyncOpenAI(base_url=f"{server_url}/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture
+async def grpc_channel(service: ChatService, responses: ResponsesService) -> AsyncIterator[grpc.aio.Channel]:
+    methods = GatewayMethods(service, responses=responses, max_request_bytes=1_000_000)
+    async with serve_grpc(methods) as channel:
+        yield channel
+
+
+@pytest.fixture
+def stub(grpc_channel: grpc.aio.Channel) -> "responses_pb2_grpc.ResponsesServiceAsyncStub":
+    return responses_pb2_grpc.ResponsesServiceStub(grpc_channel)  # type: ignore[return-value]
