@@ -11,6 +11,11 @@ import openai
 import pytest
 from tests.integration.cluster import Cluster, echo_model, running, wait_until
 
+from chorus_cluster.client import ChorusClient
+from chorus_cluster.errors import InvalidRequest, ResponseNotFound
+from chorus_protos.v1 import responses_pb2
+from chorus_protos.v1.chat_pb2 import ROLE_USER
+
 pytestmark = pytest.mark.slow
 
 MODEL = "chorus-demo"
@@ -92,6 +97,40 @@ def test_in_the_background_across_gateways(client: openai.OpenAI, cluster: Clust
     stopped = client.responses.create(model=MODEL, input="Count to one hundred.", background=True)
     assert client.responses.cancel(stopped.id).status in ("cancelled", "completed")
     assert gateways_asked(cluster) == 2
+
+
+def test_over_grpc(client: openai.OpenAI, cluster: Cluster) -> None:
+    """With the package's own client: what one protocol keeps, the other goes on from, follows and ends."""
+    part = responses_pb2.ContentPart(input_text=QUESTION)
+    message = responses_pb2.MessageItem(role=ROLE_USER, content=[part])
+    request = responses_pb2.CreateResponseRequest(
+        model=MODEL, input=[responses_pb2.ResponseItem(message=message)], temperature=0
+    )
+    with ChorusClient(cluster.grpc_address) as chorus:
+        first = chorus.create_response(request, timeout_s=60)
+        assert first.status == responses_pb2.RESPONSE_STATUS_COMPLETED
+        answer = first.output[-1].message.content[0].output_text.text
+        assert "5" in answer and client.responses.retrieve(first.id).output_text == answer
+        second = client.responses.create(model=MODEL, input="Why?", previous_response_id=first.id, temperature=0)
+        page = chorus.list_input_items(responses_pb2.ListInputItemsRequest(response_id=second.id))
+        assert page.data[-1].message == message and page.data[-2] == first.output[0]
+        streamed = list(chorus.stream_response(request, timeout_s=60))
+        assert streamed[-1].completed.output[-1].message.content[0].output_text.text == answer
+        request.background = True
+        kept = list(chorus.stream_response(request, timeout_s=60))
+        id = kept[0].created.id
+        assert kept[-1].completed == chorus.get_response(id)
+        for after in range(0, len(kept), 3):
+            assert list(chorus.stream_stored_response(id, starting_after=after)) == kept[after + 1 :]
+        numbers = [event.sequence_number for event in client.responses.retrieve(id, stream=True)]
+        assert numbers == [event.sequence_number for event in kept]
+        assert chorus.cancel_response(id) == kept[-1].completed
+        chorus.delete_response(id)
+        with pytest.raises(ResponseNotFound):
+            list(chorus.stream_stored_response(id))
+        with pytest.raises(InvalidRequest) as caught:
+            list(chorus.stream_response(responses_pb2.CreateResponseRequest(model=MODEL)))
+        assert caught.value.field == "input"
 
 
 def test_ctrl_c_lets_the_background_finish(tmp_path: Path) -> None:

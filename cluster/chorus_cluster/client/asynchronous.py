@@ -10,7 +10,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorus_cluster.client.connection import Settings, tokenize_request
 from chorus_cluster.client.failures import to_error
-from chorus_protos.v1 import chat_pb2, chat_pb2_grpc, completion_pb2, completion_pb2_grpc
+from chorus_protos.v1 import (
+    chat_pb2,
+    chat_pb2_grpc,
+    completion_pb2,
+    completion_pb2_grpc,
+    responses_pb2,
+    responses_pb2_grpc,
+)
 
 ResponseT = TypeVar("ResponseT")
 
@@ -31,6 +38,7 @@ class AsyncChorusClient:
             self._channel = grpc.aio.secure_channel(target, credentials, options)
         self._chat = chat_pb2_grpc.ChatServiceStub(self._channel)
         self._completion = completion_pb2_grpc.CompletionServiceStub(self._channel)
+        self._responses = responses_pb2_grpc.ResponsesServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def chat(
@@ -64,6 +72,67 @@ class AsyncChorusClient:
     ) -> AsyncGenerator[completion_pb2.CompletionChunk, None]:
         """As `stream_chat`."""
         return self._stream(self._completion.StreamCompletion, request, timeout_s, request_id)
+
+    async def create_response(
+        self,
+        request: responses_pb2.CreateResponseRequest,
+        *,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> responses_pb2.Response:
+        """The whole response; one in the background as it is at first."""
+        return await self._call(self._responses.CreateResponse, request, timeout_s, request_id)
+
+    def stream_response(
+        self,
+        request: responses_pb2.CreateResponseRequest,
+        *,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[responses_pb2.ResponseEvent, None]:
+        """As `stream_chat`; but a response in the background goes on when the generator is closed."""
+        return self._stream(self._responses.StreamResponse, request, timeout_s, request_id)
+
+    async def get_response(
+        self, response_id: str, *, timeout_s: float | None = None, request_id: str | None = None
+    ) -> responses_pb2.Response:
+        request = responses_pb2.GetResponseRequest(response_id=response_id)
+        return await self._call(self._responses.GetResponse, request, timeout_s, request_id)
+
+    def stream_stored_response(
+        self,
+        response_id: str,
+        *,
+        starting_after: int | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[responses_pb2.ResponseEvent, None]:
+        """The events of a response that `stream_response` made in the background, behind the one with this number."""
+        request = responses_pb2.StreamStoredResponseRequest(response_id=response_id, starting_after=starting_after)
+        return self._stream(self._responses.StreamStoredResponse, request, timeout_s, request_id)
+
+    async def delete_response(
+        self, response_id: str, *, timeout_s: float | None = None, request_id: str | None = None
+    ) -> None:
+        request = responses_pb2.DeleteResponseRequest(response_id=response_id)
+        await self._call(self._responses.DeleteResponse, request, timeout_s, request_id)
+
+    async def cancel_response(
+        self, response_id: str, *, timeout_s: float | None = None, request_id: str | None = None
+    ) -> responses_pb2.Response:
+        """Ends a response in the background; as it is then."""
+        request = responses_pb2.CancelResponseRequest(response_id=response_id)
+        return await self._call(self._responses.CancelResponse, request, timeout_s, request_id)
+
+    async def list_input_items(
+        self,
+        request: responses_pb2.ListInputItemsRequest,
+        *,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> responses_pb2.InputItemList:
+        """A page of what the model was given for a response."""
+        return await self._call(self._responses.ListInputItems, request, timeout_s, request_id)
 
     async def tokenize(
         self,

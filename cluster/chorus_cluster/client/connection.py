@@ -8,7 +8,16 @@ import grpc
 
 from chorus_protos.v1 import chat_pb2
 
-_SERVICES: Final = ("chorus.v1.ChatService", "chorus.v1.CompletionService")
+# What may be sent twice, in gRPC's form: whole services, and methods. A response that is created may be kept before the
+# connection is lost, and would be another one the second time; one that is deleted would not be found.
+_TRIED_AGAIN: Final = [
+    {"service": "chorus.v1.ChatService"},
+    {"service": "chorus.v1.CompletionService"},
+    *(
+        {"service": "chorus.v1.ResponsesService", "method": method}
+        for method in ("GetResponse", "StreamStoredResponse", "CancelResponse", "ListInputItems")
+    ),
+]
 # gRPC itself goes no further.
 _MOST_ATTEMPTS: Final = 5
 
@@ -25,7 +34,7 @@ class Settings:
     timeout_s: float | None = None
     # How often gRPC tries a call, 1 to 5, while it ends as UNAVAILABLE before anything has come back: the server isn't
     # reached, the connection is lost, a stream is refused. A refused call that doesn't stream comes with headers, which
-    # count as something.
+    # count as something. What creates or deletes a response is tried once.
     max_attempts: int = 3
 
     def __post_init__(self) -> None:
@@ -61,7 +70,7 @@ def _service_config(max_attempts: int) -> dict[str, Any]:
         "backoffMultiplier": 3,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    return {"methodConfig": [{"name": [{"service": name} for name in _SERVICES], "retryPolicy": policy}]}
+    return {"methodConfig": [{"name": _TRIED_AGAIN, "retryPolicy": policy}]}
 
 
 def tokenize_request(prompt: str | chat_pb2.ChatCompletionRequest) -> chat_pb2.TokenizeRequest:

@@ -92,7 +92,7 @@ def test_the_client_in_the_package_reaches_everything(fake_cluster: Cluster) -> 
 def test_health_is_served_as_grpc_tools_expect(fake_cluster: Cluster) -> None:
     with fake_cluster.channel() as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        for service in ("", "chorus.v1.ChatService", "chorus.v1.CompletionService"):
+        for service in ("", "chorus.v1.ChatService", "chorus.v1.CompletionService", "chorus.v1.ResponsesService"):
             response = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
             assert response.status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError) as caught:
@@ -114,6 +114,10 @@ def test_reflection_describes_the_services(fake_cluster: Cluster) -> None:
                 *("CreateChatCompletion", "StreamChatCompletion", "ListModels", "GetModel", "Tokenize", "Detokenize")
             },
             "CompletionService": {"CreateCompletion", "StreamCompletion"},
+            "ResponsesService": {
+                *("CreateResponse", "StreamResponse", "GetResponse", "StreamStoredResponse"),
+                *("DeleteResponse", "CancelResponse", "ListInputItems"),
+            },
         }
         services = {f"chorus.v1.{name}" for name in methods} | {"grpc.health.v1.Health"}
         assert services <= set(database.get_services())

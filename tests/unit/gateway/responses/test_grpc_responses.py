@@ -24,6 +24,9 @@ Stub = "responses_pb2_grpc.ResponsesServiceAsyncStub"
 FUNCTION = chat_pb2.FunctionTool(
     name="get_weather", description="Weather of a city.", parameters_json=json.dumps(WEATHER["parameters"])
 )
+STRICT = chat_pb2.FunctionTool(
+    name="get_weather", description="Weather of a city.", parameters_json=FUNCTION.parameters_json, strict=True
+)
 GRAMMAR = {"type": "grammar", "syntax": "lark", "definition": "start: begin_patch"}
 CUSTOM = {"type": "custom", "name": "apply_patch", "description": "Edits files.", "format": GRAMMAR}
 CUSTOM_PB = pb.CustomTool(
@@ -134,7 +137,7 @@ SAME: list[tuple[dict[str, Any], pb.CreateResponseRequest]] = [
         ),
     ),
     ({"text": {"format": {"type": "json_object"}}}, ask(text_format=pb.TextFormat(json_object=True))),
-    ({"tools": [WEATHER | {"strict": True}]}, ask(tools=[pb.ResponseTool(function=FUNCTION)])),
+    ({"tools": [WEATHER | {"strict": True}]}, ask(tools=[pb.ResponseTool(function=STRICT)])),
     *(
         ({"tools": TOOLS, "tool_choice": choice}, ask(tools=TOOLS_PB, tool_choice=choice_pb))
         for choice, choice_pb in [
@@ -164,7 +167,6 @@ SAME: list[tuple[dict[str, Any], pb.CreateResponseRequest]] = [
         ]
     ),
 ]
-SAME[10][1].tools[0].function.strict = True
 
 
 def without_names(value: Any) -> Any:
