@@ -22,9 +22,9 @@ from chorus_protos.v1 import responses_pb2 as pb
 async def client(
     request: pytest.FixtureRequest, service: ChatService, responses: ResponsesService
 ) -> AsyncIterator[Any]:
-    async with grpc_server(GatewayMethods(service, responses=responses)) as address:
-        async with request.param(address, Settings(max_attempts=3)) as client:
-            yield client
+    methods = GatewayMethods(service, responses=responses)
+    async with grpc_server(methods) as address, request.param(address, Settings(max_attempts=3)) as client:
+        yield client
 
 
 async def test_a_response_is_created_found_and_deleted(client: Any) -> None:
