@@ -102,7 +102,12 @@ def custom_input(arguments: str) -> str:
     except (ValueError, RecursionError):
         return arguments
     found = value.get("input") if isinstance(value, dict) else None
-    return found if isinstance(found, str) else arguments
+    return _whole_characters(found) if isinstance(found, str) else arguments
+
+
+def _whole_characters(text: str) -> str:
+    """U+FFFD stands for halves of surrogate pairs, which JSON's escapes can spell, and no other text holds."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _to_tool(tool: ResponseTool, name: str) -> Tool:
