@@ -1,10 +1,13 @@
-"""Messages of ResponsesService put back into the JSON of /v1/responses, field by field: what they lose is seen."""
+"""Messages of ResponsesService put back into the JSON of /v1/responses, field by field: what they lose is seen. And the
+status of its calls."""
 
 import json
 import re
 from collections.abc import Callable
 from typing import Any
 
+import grpc
+import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
@@ -142,3 +145,10 @@ _SHAPES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "InputItemList": lambda fields: {"object": "list", **fields},
     "DeletedResponse": lambda fields: {"object": "response", **fields},
 }
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, dict[str, Any]]:
+    """The status that a call ends with, and its trailing metadata."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await (call.read() if hasattr(call, "read") else call)
+    return caught.value.code(), dict(caught.value.trailing_metadata() or ())

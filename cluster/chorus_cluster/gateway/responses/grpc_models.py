@@ -45,7 +45,8 @@ def response_to_pb(body: Body) -> pb.Response:
         metadata=body["metadata"],
         temperature=body["temperature"],
         top_p=body["top_p"],
-        service_tier=names.SERVICE_TIERS[body["service_tier"]],
+        # Beside a priority it isn't looked at.
+        service_tier=names.SERVICE_TIERS.get(body["service_tier"], pb.SERVICE_TIER_UNSPECIFIED),
         parallel_tool_calls=body["parallel_tool_calls"],
         # JSON has larger numbers, and no meaning for them.
         max_tool_calls=max_tool_calls and min(max_tool_calls, _UINT32_MAX),

@@ -228,6 +228,35 @@ async def test_what_is_kept_is_read_through_both(
         assert as_json(await stub.ListInputItems(pb.ListInputItemsRequest(response_id=id))) == stripped(page)
 
 
+async def test_what_clients_of_http_may_send_and_nobody_reads(stub: Stub, http: httpx.AsyncClient) -> None:
+    """It is given back over HTTP, and does no harm over gRPC."""
+    odd_custom = CUSTOM | {"format": {"type": "grammar", "syntax": 5}, "parameters": {}}
+    named_oddly = {"type": "function", "name": "get_weather", "namespace": 5, "more": [1]}
+    fields: dict[str, Any] = {
+        **{"priority": 1, "service_tier": "bogus", "max_tool_calls": 10**30, "tool_choice": named_oddly},
+        "tools": [WEATHER | {"defer_loading": True}, odd_custom, {"type": "web_search"}],
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": "yes", "more": 5}},
+    }
+    answer = await create(http, **fields)
+    assert answer.status_code == 200, answer.text
+    found = await stub.GetResponse(pb.GetResponseRequest(response_id=answer.json()["id"]))
+    assert found.max_tool_calls == 2**32 - 1 and found.service_tier == pb.SERVICE_TIER_UNSPECIFIED
+    assert found.tool_choice.tool == named("function", "get_weather")
+    assert [tool.WhichOneof("tool") for tool in found.tools] == ["function", "custom"]
+    assert not found.text_format.json_schema.HasField("strict")
+
+
+async def test_input_that_is_no_unicode_text(stub: Stub, http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
+    """The model can spell half a character in JSON."""
+    engine.script = encode(CALLED.replace("*** Begin", r"\ud800 \ud83d\ude00"))
+    whole = await stub.CreateResponse(ask(tools=TOOLS_PB))
+    assert whole.output[0].custom_tool_call.input == "\ufffd \U0001f600 Patch"
+    body = (await http.get(f"/v1/responses/{whole.id}")).json()
+    assert body["output"][0]["input"] == "\ufffd \U0001f600 Patch"
+    result = {"type": "custom_tool_call_output", "call_id": body["output"][0]["call_id"], "output": "Done."}
+    assert (await create(http, tools=TOOLS, previous_response_id=whole.id, input=[result])).status_code == 200
+
+
 async def test_every_event_has_its_place(stub: Stub, http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
     """Of responses in the background, whose events are read through both."""
     types = set()
