@@ -1,9 +1,9 @@
 """The methods of `chorus.v1.ResponsesService`, named as Ray Serve's gRPC ingress calls them."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
-from chorus_cluster.gateway.grpc_call import Call, GrpcContext, GrpcMethods
+from chorus_cluster.gateway.grpc_call import Call, GrpcContext, GrpcMethods, Reading
 from chorus_cluster.gateway.grpc_service import Malformed
 from chorus_cluster.gateway.responses.grpc_models import event_to_pb, page_to_pb, response_to_pb
 from chorus_cluster.gateway.responses.grpc_names import ORDERS, word
@@ -13,6 +13,7 @@ from chorus_cluster.gateway.responses.parse import parse_response_body
 from chorus_cluster.gateway.responses.request import ResponseRequest
 from chorus_cluster.gateway.responses.service import MAX_SEQUENCE_NUMBER
 from chorus_cluster.gateway.responses.writer import read_event
+from chorus_cluster.gateway.stream import ChatStream
 from chorus_protos.v1 import responses_pb2 as pb
 
 _SERVICE = "/chorus.v1.ResponsesService/"
@@ -37,17 +38,13 @@ class GrpcResponsesMethods(GrpcMethods):
             asked = self._read(request, call, stream=True)
             if asked[0].background:
                 stored = await self._responses.start_in_background(*asked)
-                async with aclosing(_messages(self._responses.follow(stored, -1))) as messages:
-                    async for message in messages:
-                        yield message
-                return
-            started = await self._responses.start(*asked)
-            try:
-                async with aclosing(_messages(self._responses.events(started))) as messages:
-                    async for message in messages:
-                        yield message
-            finally:
-                await started.stream.aclose()
+                sent = self._sent(self._responses.follow(stored, -1))
+            else:
+                started = await self._responses.start(*asked)
+                sent = self._sent(self._responses.events(started), [started.stream])
+            async with aclosing(sent) as events:
+                async for event in events:
+                    yield event
 
     async def GetResponse(self, request: pb.GetResponseRequest | Malformed, grpc_context: GrpcContext) -> pb.Response:
         async def get(call: Call) -> pb.Response:
@@ -65,9 +62,9 @@ class GrpcResponsesMethods(GrpcMethods):
             after = -1
             if asked.HasField("starting_after"):
                 after = check_number("starting_after", asked.starting_after, 0, MAX_SEQUENCE_NUMBER)
-            async with aclosing(_messages(self._responses.follow(stored, after))) as messages:
-                async for message in messages:
-                    yield message
+            async with aclosing(self._sent(self._responses.follow(stored, after))) as events:
+                async for event in events:
+                    yield event
 
     async def DeleteResponse(
         self, request: pb.DeleteResponseRequest | Malformed, grpc_context: GrpcContext
@@ -108,10 +105,13 @@ class GrpcResponsesMethods(GrpcMethods):
         asked, owner = self._admit(request, call)
         return parse_response_body(body_from_pb(asked, stream=stream)), owner, call.deadline_unix_s()
 
-
-async def _messages(pieces: AsyncGenerator[list[str], None]) -> AsyncGenerator[pb.ResponseEvent, None]:
-    """Of events as they are written and kept."""
-    async with aclosing(pieces):
-        async for events in pieces:
-            for event in events:
-                yield event_to_pb(read_event(event))
+    async def _sent(
+        self, pieces: AsyncGenerator[list[str], None], streams: Sequence[ChatStream] = ()
+    ) -> AsyncGenerator[pb.ResponseEvent, None]:
+        """Events as they are written and kept, in their own form. `streams`: end with it."""
+        async with Reading(streams, self._client_timeout_s) as reading, aclosing(pieces):
+            async for events in pieces:
+                for event in events:
+                    reading.begin()
+                    yield event_to_pb(read_event(event))
+                    reading.end()

@@ -48,10 +48,10 @@ _STARTING_AFTER: Final = {
     "name": "starting_after",
     "in": "query",
     "description": "The sequence number of the last event that is known.",
-    "schema": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
+    "schema": {"type": "integer", "minimum": 0, "maximum": MAX_SEQUENCE_NUMBER},
 }
 _PAGE: Final = [
-    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": _MAX_LISTED}},
+    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED}},
     {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}},
     {"name": "after", "in": "query", "description": "An item's id.", "schema": {"type": "string"}},
 ]
