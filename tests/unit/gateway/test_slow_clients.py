@@ -19,7 +19,7 @@ from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.http import build_http_app
 from chorus_cluster.gateway.stream import MAX_WAITING_EVENTS
 from chorus_cluster.routing.fake_client import FakeEngineClient
-from chorus_protos.v1 import chat_pb2, chat_pb2_grpc, completion_pb2, completion_pb2_grpc
+from chorus_protos.v1 import chat_pb2, completion_pb2, responses_pb2
 
 TIMEOUT_S = 0.4
 STORY = " and then they walked on" * 20_000
@@ -172,15 +172,31 @@ TEXT = completion_pb2.CompletionRequest(
 )
 
 
-@pytest.mark.parametrize("request_pb", [CHAT, TEXT], ids=["chat", "completion"])
+RESPONSE = responses_pb2.CreateResponseRequest(
+    model="fake-model",
+    input=[
+        responses_pb2.ResponseItem(
+            message=responses_pb2.MessageItem(
+                role=chat_pb2.ROLE_USER, content=[responses_pb2.ContentPart(input_text="Hi")]
+            )
+        )
+    ],
+    top_logprobs=20,
+)
+METHODS = {
+    "chat": ("/chorus.v1.ChatService/StreamChatCompletion", CHAT, chat_pb2.ChatCompletionChunk),
+    "completion": ("/chorus.v1.CompletionService/StreamCompletion", TEXT, completion_pb2.CompletionChunk),
+    "response": ("/chorus.v1.ResponsesService/StreamResponse", RESPONSE, responses_pb2.ResponseEvent),
+}
+
+
+@pytest.mark.parametrize("kind", METHODS)
 async def test_a_grpc_client_that_reads_nothing_frees_its_engine(
-    service: ChatService, engine: Storyteller, request_pb: Any
+    service: ChatService, engine: Storyteller, kind: str
 ) -> None:
+    method, request_pb, answer = METHODS[kind]
     async with serve_grpc(GatewayMethods(service, client_timeout_s=TIMEOUT_S)) as channel:
-        if request_pb is CHAT:
-            call = chat_pb2_grpc.ChatServiceStub(channel).StreamChatCompletion(CHAT)  # type: ignore[no-untyped-call]
-        else:
-            call = completion_pb2_grpc.CompletionServiceStub(channel).StreamCompletion(TEXT)  # type: ignore[no-untyped-call]
+        call = channel.unary_stream(method, request_pb.SerializeToString, answer.FromString)(request_pb)
         await eventually(lambda: engine.num_running == 1)
         await eventually(lambda: engine.num_running == 0)
         assert engine.num_aborted == 1
