@@ -14,6 +14,7 @@ from tests.unit.gateway.responses.test_writer import NAMES, PATCH, TURNS, Turn, 
 
 from chorus_cluster.errors import RequestFailed
 from chorus_cluster.gateway.responses.grpc_models import event_to_pb
+from chorus_cluster.gateway.responses.http_models import ResponsesBody
 from chorus_cluster.gateway.responses.tools import read_tools
 from chorus_cluster.gateway.responses.writer import ResponseWriter, read_event, split_events
 from chorus_cluster.routing.fake_client import FakeEngineClient
@@ -167,6 +168,23 @@ SAME: list[tuple[dict[str, Any], pb.CreateResponseRequest]] = [
         ]
     ),
 ]
+
+
+# Fields of the body that gRPC doesn't have: what has one value or none, what changes nothing and isn't given back, and
+# what is a choice of the method.
+HTTP_ALONE = {
+    *("conversation", "prompt", "context_management", "moderation", "n", "stream", "stream_options"),
+    *("background_options", "client_metadata", "prompt_cache_options", "prompt_cache_retention"),
+}
+# Asked for in tests of the store.
+KEPT = {"background", "previous_response_id"}
+
+
+def test_every_field_of_either_form_is_among_these() -> None:
+    in_http = {name for fields, _ in SAME for name in fields} | {"model", "input"} | KEPT
+    assert in_http == set(ResponsesBody.model_fields) - HTTP_ALONE
+    in_grpc = {field.name for _, request in SAME for field, _ in request.ListFields()} | KEPT
+    assert in_grpc == {field.name for field in pb.CreateResponseRequest.DESCRIPTOR.fields}
 
 
 def without_names(value: Any) -> Any:
