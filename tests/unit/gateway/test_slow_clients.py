@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from tests.support.chat import encode, eventually
 from tests.support.sockets import narrow_connection
-from tests.unit.gateway.conftest import GatewayMethods, serve_grpc
+from tests.unit.gateway.conftest import GatewayMethods, grpc_server
 
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.http import build_http_app
@@ -164,7 +164,7 @@ async def test_an_answer_may_take_its_time(client: Client, engine: FakeEngineCli
 CHAT = chat_pb2.ChatCompletionRequest(
     model="fake-model",
     messages=[chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content="Hi")],
-    # Log probabilities make it long enough for the buffers of a connection that nothing limits.
+    # Log probabilities fill the buffers of a connection soon.
     top_logprobs=20,
 )
 TEXT = completion_pb2.CompletionRequest(
@@ -195,7 +195,10 @@ async def test_a_grpc_client_that_reads_nothing_frees_its_engine(
     service: ChatService, engine: Storyteller, kind: str
 ) -> None:
     method, request_pb, answer = METHODS[kind]
-    async with serve_grpc(GatewayMethods(service, client_timeout_s=TIMEOUT_S)) as channel:
+    # Without probing, a client takes no more than HTTP/2's first window of what it doesn't read.
+    options = [("grpc.http2.bdp_probe", 0)]
+    methods = GatewayMethods(service, client_timeout_s=TIMEOUT_S)
+    async with grpc_server(methods) as address, grpc.aio.insecure_channel(address, options) as channel:
         call = channel.unary_stream(method, request_pb.SerializeToString, answer.FromString)(request_pb)
         await eventually(lambda: engine.num_running == 1)
         await eventually(lambda: engine.num_running == 0)
