@@ -213,6 +213,7 @@ TABLE = [
     ),
     Bad({"thinking_token_budget": -1}, "thinking_token_budget", "from 0 to", over_grpc=False),
     Bad({"service_tier": "gold"}, "service_tier", "must be 'auto'", over_grpc=False),
+    Bad({"service_tier": "gold", "priority": 1}, "service_tier", "must be 'auto'", over_grpc=False),
     Bad({"priority": 2**31}, "priority", "signed 32-bit", over_grpc=False),
     Bad({"modalities": ["text", "audio"]}, "modalities", "text alone", over_grpc=False),
     Bad({"audio": {"voice": "x"}}, "audio", "not supported", over_grpc=False),
