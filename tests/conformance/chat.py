@@ -2,14 +2,16 @@
 
 from typing import Any
 
+from openai.types.chat import ChatCompletionToolChoiceOptionParam
 from openai.types.chat.completion_create_params import (
     CompletionCreateParamsNonStreaming,
     CompletionCreateParamsStreaming,
+    ResponseFormat,
 )
 from tests.conformance.chat_door import DECLARED, DOOR, TOOL, prompt, prompt_of
 from tests.conformance.chat_events import EVENTS, EXPECTED_EVENTS
 from tests.conformance.chat_forms import FORMAT_ROWS, TOOL_ROWS
-from tests.conformance.rows import Api
+from tests.conformance.rows import Api, types_of, values_of
 from tests.support.chat import TOOL_CALL
 
 from chorus_cluster.gateway.http_models import ChatCompletionBody
@@ -113,9 +115,9 @@ async def priority_of(**fields: Any) -> int:
 
 
 async def service_tier() -> bool:
-    tiers = ("priority", "auto", "default", "flex")
+    tiers = ("priority", "auto", "default", "scale", "flex")
     first, *middle, last = [await priority_of(service_tier=tier) for tier in tiers]
-    return first < 0 < last and middle == [0, 0]
+    return first < 0 < last and middle == [0, 0, 0]
 
 
 async def priority() -> bool:
@@ -140,7 +142,7 @@ PARAMETERS = [
     S("messages", roles, values="system, developer, user, assistant"),
     S("messages", tool_messages, "with `reasoning` beside `tool_calls`", "tool calls and their results"),
     S("messages", parts, values="content parts of type `text`"),
-    S("messages", names, values="`name`"),
+    S("messages", names, "shown to the model", "`name`"),
     *(
         DOOR.refused(
             "messages", wrong_part(kind), "gpt-oss reads text alone", f"`{kind}`", "messages[0].content[0].type"
@@ -153,7 +155,7 @@ PARAMETERS = [
     S("reasoning_effort", efforts, values="`low`, `medium`, `high`"),
     *(
         DOOR.refused("reasoning_effort", effort, "gpt-oss knows three", f"`{effort}`")
-        for effort in ("none", "minimal", "xhigh")
+        for effort in ("none", "minimal", "xhigh", "max")
     ),
     S("include_reasoning", include_reasoning, "ours: leaves `reasoning` out"),
     DOOR.sampled("max_completion_tokens", 9, max_tokens=9, note="reasoning included"),
@@ -182,7 +184,7 @@ PARAMETERS = [
         beside={"stream": True},
     ),
     *FORMAT_ROWS,
-    S("service_tier", service_tier, "an order, no prices", "`priority`, `auto`, `default`, `flex`"),
+    S("service_tier", service_tier, "an order, no prices", "`priority`, `auto`, `default`, `scale`, `flex`"),
     DOOR.refused("service_tier", "fast", "there is no such tier", "`fast`"),
     S("priority", priority, "as vLLM's"),
     S("modalities", modalities, values="`text`"),
@@ -213,4 +215,11 @@ CHAT = Api(
     | frozenset(CompletionCreateParamsStreaming.__annotations__),
     EVENTS,
     EXPECTED_EVENTS,
+    {
+        "tool_choice": types_of(ChatCompletionToolChoiceOptionParam),
+        "response_format": types_of(ResponseFormat),
+        "reasoning_effort": values_of(CompletionCreateParamsNonStreaming, "reasoning_effort"),
+        "verbosity": values_of(CompletionCreateParamsNonStreaming, "verbosity"),
+        "service_tier": values_of(CompletionCreateParamsNonStreaming, "service_tier"),
+    },
 )

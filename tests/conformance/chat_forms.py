@@ -88,7 +88,7 @@ TOOL_ROWS = [
     S("tools", strict, "arguments follow the schema", "`strict`"),
     S("tool_choice", tool_choice, values="`auto`, `none`"),
     S("tool_choice", required, values="`required`"),
-    S("tool_choice", named, values="a function"),
+    S("tool_choice", named, values="`function`"),
     S("tool_choice", allowed, values="`allowed_tools`"),
     DOOR.refused(
         "tool_choice", {"type": "custom", "custom": {"name": "f"}}, "functions only", "`custom`", "tool_choice.type"

@@ -1,9 +1,10 @@
 """What the rows of the conformance table are made of: a claim about one parameter or event, and what shows it."""
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import httpx
 from tests.support.chat import ANSWER, encode
@@ -42,6 +43,13 @@ class Api:
     events: Sequence[Row] = ()
     # Every field and value of OpenAI's type for an event.
     expected_events: frozenset[str] = frozenset()
+    # Of a parameter, every value that its rows must name, as OpenAI's types have them.
+    expected_values: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def named_values(self, parameter: str) -> set[str]:
+        """The values that rows of a parameter stand for."""
+        rows = (row for row in self.parameters if row.name == parameter)
+        return {value for row in rows for value in re.findall("`([^`]+)`", row.values)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +91,7 @@ class Door:
             request.request_id = ""
         if not response.headers["content-type"].startswith("text/event-stream"):
             return Reply(response.status_code, response.json(), [], False, requests)
-        data = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
-        is_done = data[-1] == "[DONE]"
-        events = [json.loads(event) for event in (data[:-1] if is_done else data)]
+        events, is_done = read_events(response.text)
         return Reply(response.status_code, {}, events, is_done, requests)
 
     async def served(self, fields: Body, script: str | None = None) -> Reply:
@@ -138,7 +144,7 @@ class Door:
             for sample in samples:
                 reply = await self.served((beside or {}) | {name: sample})
                 assert reply.requests == plain.requests
-                assert without_identity(reply) == without_identity(plain)
+                assert without_identity(reply, name) == without_identity(plain, name)
 
         return Row(name, "ignored", show, values, note)
 
@@ -151,18 +157,61 @@ class Door:
 
         return Row(name, "supported", show, "", note)
 
-    def never_sent(self, name: str, is_it: Callable[[Body], bool], note: str) -> Row:
-        """A part of OpenAI's events that ours don't have, whatever is asked for."""
+    def never_sent(
+        self, name: str, is_it: Callable[[Body], bool], note: str, asked: Sequence[tuple[Body, str]] = ()
+    ) -> Row:
+        """A part of OpenAI's events that ours don't have, whatever is asked for. `asked`: fields and script."""
 
         async def show() -> None:
             wanted: Body = {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": True}}
-            events = (await self.served(wanted)).events
-            assert events and not any(map(is_it, events))
+            for fields, script in asked or [({}, self.script)]:
+                events = (await self.served(wanted | fields, script)).events
+                assert events and not any(map(is_it, events))
 
         return Row(name, "ignored", show, "", note)
 
 
-def without_identity(reply: Reply) -> Any:
-    """What is the same for equal requests."""
+def read_events(text: str) -> tuple[list[Body], bool]:
+    """The events of a stream, whether they are named or not; and whether [DONE] was the last."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    is_done = lines[-1] == "[DONE]"
+    return [json.loads(line) for line in (lines[:-1] if is_done else lines)], is_done
+
+
+def without_identity(reply: Reply, echoed: str) -> Any:
+    """What is the same for equal requests. `echoed`: a parameter that a response only repeats."""
     parts = [reply.body, *reply.events]
-    return [{key: value for key, value in part.items() if key not in ("id", "created")} for part in parts]
+    for part in list(parts):
+        parts += [part["response"]] if "response" in part else []
+    for part in parts:
+        part.pop(echoed, None)
+    return _without(parts, frozenset({"id", "item_id", "created", "created_at", "completed_at"}))
+
+
+def _without(value: Any, names: frozenset[str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _without(each, names) for name, each in value.items() if name not in names}
+    return [_without(each, names) for each in value] if isinstance(value, list) else value
+
+
+def types_of(union: Any) -> frozenset[str]:
+    """The types that the members of one of OpenAI's unions have; a member may be such a text itself."""
+    members = get_args(union) or (union,)
+    return frozenset(
+        text
+        for member in members
+        for text in literals(member if get_origin(member) is Literal else get_type_hints(member)["type"])
+    )
+
+
+def values_of(parameters: Any, name: str) -> frozenset[str]:
+    """The texts that a parameter of OpenAI's client may be."""
+    return frozenset(literals(get_type_hints(parameters)[name]))
+
+
+def literals(annotation: Any) -> Iterator[str]:
+    """The texts that a type allows."""
+    if isinstance(annotation, str):
+        yield annotation
+    for part in get_args(annotation):
+        yield from literals(part)

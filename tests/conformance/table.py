@@ -1,15 +1,17 @@
 """The conformance table of docs/api.md: `python -m tests.conformance.table` writes it, a test holds it to the rows."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from tests.conformance.chat import CHAT
 from tests.conformance.completions import COMPLETIONS
+from tests.conformance.responses import RESPONSES
 from tests.conformance.rows import Api, Row
 from tests.conformance.tokens import DETOKENIZE, TOKENIZE
 
 # In the order of the table.
-APIS: Sequence[Api] = (CHAT, COMPLETIONS, TOKENIZE, DETOKENIZE)
+APIS: Sequence[Api] = (CHAT, RESPONSES, COMPLETIONS, TOKENIZE, DETOKENIZE)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 _BEGIN, _END = "<!-- conformance: begin -->\n", "<!-- conformance: end -->\n"
 
@@ -37,8 +39,10 @@ def _section(api: Api) -> str:
 def _table(title: str, rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
     """`words`: what standings are called here, if they have other names."""
     lines = [f"| {title} | of it | is | |", "|---|---|---|---|"]
-    for row in rows:
-        lines.append(f"| `{row.name}` | {row.values} | {words.get(row.standing, row.standing)} | {row.note} |")
+    # Neighbours that say the same of several values share a line.
+    for (name, standing, note), alike in groupby(rows, lambda row: (row.name, row.standing, row.note)):
+        values = ", ".join(row.values for row in alike)
+        lines.append(f"| `{name}` | {values} | {words.get(standing, standing)} | {note} |")
     return [line.replace("|  |", "| |").replace("|  |", "| |") for line in lines]
 
 

@@ -20,6 +20,8 @@ async def test_it_is_as_the_table_says(row: Row) -> None:
 def test_nothing_is_missing_and_nothing_is_made_up(api: Api) -> None:
     assert {row.name for row in api.parameters} == api.expected_parameters
     assert {row.name for row in api.events} == api.expected_events
+    for parameter, values in api.expected_values.items():
+        assert api.named_values(parameter) == values
     for rows in (api.parameters, api.events):
         claims = [(row.name, row.values, row.note) for row in rows]
         assert len(claims) == len(set(claims))
@@ -41,6 +43,7 @@ async def test_a_claim_that_does_not_hold_fails() -> None:
     door = Door(
         "/v1/chat/completions", {"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}], "seed": 1}
     )
+    responses = Door("/v1/responses", {"model": "fake-model", "input": "Hi", "seed": 1})
 
     async def no() -> bool:
         return False
@@ -55,6 +58,10 @@ async def test_a_claim_that_does_not_hold_fails() -> None:
         door.ignored("audio", {}),
         door.sent("usage", {}, lambda event: "usage" in event),
         door.never_sent("usage", lambda event: "usage" in event, "no"),
+        # Changes the answer alone; changes more than what the answer repeats of it.
+        responses.ignored("include", ["reasoning.encrypted_content"]),
+        responses.ignored("text", {"format": {"type": "json_object"}}),
+        responses.never_sent("response.created", lambda event: event["type"] == "response.created", "no"),
     ]
     for row in false:
         with pytest.raises((AssertionError, AttributeError)):
