@@ -1,4 +1,4 @@
-"""OpenAI's Agents SDK against `chorus serve`. Its traces, which would go to OpenAI, are off."""
+"""OpenAI's Agents SDK against `chorus serve`, over both of its APIs. Its traces, which would go to OpenAI, are off."""
 
 import json
 from collections.abc import AsyncIterator
@@ -8,6 +8,7 @@ import agents
 import openai
 import pytest
 from openai.types.responses import ResponseTextDeltaEvent
+from pydantic import BaseModel
 from tests.integration.cluster import Cluster
 
 pytestmark = pytest.mark.slow
@@ -16,11 +17,22 @@ QUESTION = "What's the weather in Paris?"
 ANSWER = "It is 22 degrees and sunny in Paris."
 
 
-@pytest.fixture
-async def model(demo_cluster: Cluster) -> AsyncIterator[agents.OpenAIChatCompletionsModel]:
+@pytest.fixture(params=[agents.OpenAIChatCompletionsModel, agents.OpenAIResponsesModel])
+async def model(demo_cluster: Cluster, request: pytest.FixtureRequest) -> AsyncIterator[agents.Model]:
     agents.set_tracing_disabled(True)
     async with openai.AsyncOpenAI(base_url=f"{demo_cluster.url}/v1", api_key="none", max_retries=0) as client:
-        yield agents.OpenAIChatCompletionsModel("chorus-demo", client)
+        yield request.param("chorus-demo", client)
+
+
+@pytest.fixture
+async def responses_model(demo_cluster: Cluster) -> AsyncIterator[agents.OpenAIResponsesModel]:
+    agents.set_tracing_disabled(True)
+    async with openai.AsyncOpenAI(base_url=f"{demo_cluster.url}/v1", api_key="none", max_retries=0) as client:
+        yield agents.OpenAIResponsesModel("chorus-demo", client)
+
+
+class Sum(BaseModel):
+    sum: int
 
 
 class Weather:
@@ -36,12 +48,12 @@ class Weather:
         return json.dumps({"temperature": 22, "condition": "sunny"})
 
 
-def agent(model: agents.OpenAIChatCompletionsModel, *tools: agents.Tool, **fields: Any) -> agents.Agent[None]:
+def agent(model: agents.Model, *tools: agents.Tool, **fields: Any) -> agents.Agent[None]:
     settings = agents.ModelSettings(temperature=0, include_usage=True)
     return agents.Agent(name="Guide", model=model, model_settings=settings, tools=list(tools), **fields)
 
 
-async def test_an_agent_calls_its_tool_and_answers(model: agents.OpenAIChatCompletionsModel) -> None:
+async def test_an_agent_calls_its_tool_and_answers(model: agents.Model) -> None:
     weather = Weather()
     result = await agents.Runner.run(agent(model, weather.tool), QUESTION)
     assert result.final_output == ANSWER
@@ -56,7 +68,7 @@ async def test_an_agent_calls_its_tool_and_answers(model: agents.OpenAIChatCompl
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens > 0
 
 
-async def test_so_it_does_in_a_stream(model: agents.OpenAIChatCompletionsModel) -> None:
+async def test_so_it_does_in_a_stream(model: agents.Model) -> None:
     weather = Weather()
     running = agents.Runner.run_streamed(agent(model, weather.tool), QUESTION)
     text = ""
@@ -67,7 +79,7 @@ async def test_so_it_does_in_a_stream(model: agents.OpenAIChatCompletionsModel) 
     assert running.context_wrapper.usage.requests == 2
 
 
-async def test_a_conversation_goes_on(model: agents.OpenAIChatCompletionsModel) -> None:
+async def test_a_conversation_goes_on(model: agents.Model) -> None:
     first = await agents.Runner.run(agent(model), "What is 17 + 25?")
     assert first.final_output == "17 + 25 = 42"
     second = await agents.Runner.run(
@@ -76,9 +88,27 @@ async def test_a_conversation_goes_on(model: agents.OpenAIChatCompletionsModel) 
     assert second.final_output == "2 + 3 = 5"
 
 
-async def test_a_refusal_is_the_clients_error(model: agents.OpenAIChatCompletionsModel) -> None:
+async def test_a_refusal_is_the_clients_error(model: agents.Model) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await agents.Runner.run(
             agents.Agent(name="Hot", model=model, model_settings=agents.ModelSettings(temperature=3)), QUESTION
         )
     assert caught.value.param == "temperature"
+
+
+async def test_the_server_keeps_the_conversation(responses_model: agents.OpenAIResponsesModel) -> None:
+    """Each turn sends what is new, the tool's result too, and goes on from the response before."""
+    weather = Weather()
+    result = await agents.Runner.run(agent(responses_model, weather.tool), QUESTION, auto_previous_response_id=True)
+    assert (result.final_output, weather.cities) == (ANSWER, ["Paris"])
+    first, second = result.raw_responses
+    assert first.response_id and second.response_id and first.response_id != second.response_id
+    later = await agents.Runner.run(agent(responses_model), "What is 2 + 3?", previous_response_id=second.response_id)
+    assert later.final_output == "2 + 3 = 5"
+    # What the model was given holds the conversation before, which was not sent again.
+    assert later.raw_responses[0].usage.input_tokens > second.usage.input_tokens
+
+
+async def test_an_output_type_holds_the_model(responses_model: agents.OpenAIResponsesModel) -> None:
+    result = await agents.Runner.run(agent(responses_model, output_type=Sum), "What is 2 + 3?")
+    assert isinstance(result.final_output, Sum)

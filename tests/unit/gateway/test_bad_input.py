@@ -17,6 +17,8 @@ from fastapi import FastAPI
 from tests.support.chat_pb import chat_to_pb, completion_to_pb, tokenize_to_pb
 from tests.support.client_texts import assert_tells_nothing_of_the_inside
 from tests.unit.batch.rows import read_records, write_rows
+from tests.unit.gateway.bad_input import CHAT, COMPLETIONS, DETOKENIZE, RESPONSES, TOKENIZE, USER, Bad
+from tests.unit.gateway.bad_responses import BAD_RESPONSES
 
 from chorus_cluster.batch.http_sender import HttpSender
 from chorus_cluster.batch.journal import Journal
@@ -24,37 +26,6 @@ from chorus_cluster.batch.runner import Runner
 from chorus_cluster.batch.survey import survey_input
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import chat_pb2
-
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
-TOKENIZE = "/tokenize"
-DETOKENIZE = "/detokenize"
-USER = {"role": "user", "content": "Hi"}
-# What a row changes; its other fields are in order.
-BODIES: dict[str, dict[str, Any]] = {
-    CHAT: {"model": "fake-model", "messages": [USER]},
-    COMPLETIONS: {"model": "fake-model", "prompt": "Hi"},
-    TOKENIZE: {"prompt": "Hi"},
-    DETOKENIZE: {"tokens": [1]},
-}
-Stub = "chat_pb2_grpc.ChatServiceAsyncStub"
-
-
-@dataclass(frozen=True)
-class Bad:
-    fields: dict[str, Any]
-    # The field at fault; a part of the message beside it.
-    param: str
-    says: str
-    code: str = "invalid_value"
-    # False: protobuf's types don't let it be said.
-    over_grpc: bool = True
-    status: int = 400
-    path: str = CHAT
-
-    @property
-    def body(self) -> dict[str, Any]:
-        return BODIES[self.path] | self.fields
 
 
 def function(**fields: Any) -> dict[str, Any]:
@@ -294,6 +265,7 @@ TABLE = [
     Bad({"tokens": None}, "tokens", "is required", over_grpc=False, path=DETOKENIZE),
     Bad({"tokens": "1"}, "tokens", "must be an array", over_grpc=False, path=DETOKENIZE),
     Bad({"tokens": [1.0]}, "tokens[0]", "must be an integer", over_grpc=False, path=DETOKENIZE),
+    *BAD_RESPONSES,
 ]
 
 
@@ -304,7 +276,7 @@ def name_of(bad: Bad) -> str:
 def variants(bad: Bad) -> Iterator[dict[str, Any]]:
     """The body, and the same for a stream where there are streams."""
     yield bad.body
-    if bad.path in (CHAT, COMPLETIONS) and bad.param not in ("stream", "stream_options"):
+    if bad.path in (CHAT, COMPLETIONS, RESPONSES) and bad.param not in ("stream", "stream_options"):
         yield {"stream": True} | bad.body
 
 

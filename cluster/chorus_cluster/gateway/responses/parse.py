@@ -84,7 +84,7 @@ def _check_items(value: Any) -> None:
     num_parts = 0
     for i, item in enumerate(items):
         if not isinstance(item, dict):
-            continue
+            raise InvalidRequest(f"input[{i}]", "must be an object")
         kind = item.get("type") or MESSAGE
         if kind not in ITEM_TYPES:
             shown = f"{kind[:50]!r} " if isinstance(kind, str) else ""

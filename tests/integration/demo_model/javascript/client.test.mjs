@@ -147,6 +147,79 @@ test("raw prompts", async () => {
   assert.equal(chunks.at(-1).choices[0].finish_reason, "length");
 });
 
+test("a response, with its reasoning and its usage", async () => {
+  const response = await client.responses.create({ model, input: sum, temperature: 0 });
+  assert.equal(response.status, "completed");
+  assert.equal(response.output_text, "17 + 25 = 42");
+  assert.deepEqual(response.output.map((item) => item.type), ["reasoning", "message"]);
+  assert.ok(response.output[0].content[0].text.length > 0);
+  const { input_tokens, output_tokens, total_tokens, output_tokens_details } = response.usage;
+  assert.equal(total_tokens, input_tokens + output_tokens);
+  assert.ok(output_tokens_details.reasoning_tokens > 0);
+  assert.ok(response._request_id);
+});
+
+test("a response as a stream of numbered events", async () => {
+  const events = await collect(await client.responses.create({ model, input: sum, temperature: 0, stream: true }));
+  assert.deepEqual(events.map((event) => event.sequence_number), [...events.keys()]);
+  assert.equal(events[0].type, "response.created");
+  const text = (type) => events.filter((event) => event.type === type).map((event) => event.delta).join("");
+  assert.equal(text("response.output_text.delta"), "17 + 25 = 42");
+  const last = events.at(-1);
+  assert.equal(last.type, "response.completed");
+  assert.equal(text("response.reasoning_text.delta"), last.response.output[0].content[0].text);
+});
+
+test("the stream helper puts a response together", async () => {
+  const pieces = [];
+  const stream = client.responses.stream({ model, input: sum, temperature: 0 });
+  stream.on("response.output_text.delta", (event) => pieces.push(event.delta));
+  const response = await stream.finalResponse();
+  assert.equal(response.output_text, "17 + 25 = 42");
+  assert.equal(pieces.join(""), response.output_text);
+});
+
+test("a tool loop that the server keeps", async () => {
+  const tools = [{ type: "function", ...weather.function, strict: false }];
+  const input = "What's the weather in Paris?";
+  const first = await client.responses.create({ model, input, tools, temperature: 0 });
+  const call = first.output.at(-1);
+  assert.deepEqual([call.type, call.name, JSON.parse(call.arguments)], [
+    "function_call",
+    "get_weather",
+    { city: "Paris" },
+  ]);
+  const second = await client.responses.create({
+    model,
+    input: [{ type: "function_call_output", call_id: call.call_id, output: found }],
+    previous_response_id: first.id,
+    tools,
+    temperature: 0,
+  });
+  assert.equal(second.output_text, "It is 22 degrees and sunny in Paris.");
+  assert.deepEqual(await client.responses.retrieve(second.id).then(({ output }) => output), second.output);
+  const items = await collect(await client.responses.inputItems.list(second.id, { order: "asc", limit: 2 }));
+  assert.deepEqual(items.map((item) => item.type), [
+    "message",
+    ...first.output.map((item) => item.type),
+    "function_call_output",
+  ]);
+  await client.responses.delete(first.id);
+  await assert.rejects(client.responses.retrieve(first.id), OpenAI.NotFoundError);
+});
+
+test("a response in the background, whose stream is taken up again", async () => {
+  const asked = { model, input: sum, temperature: 0, background: true };
+  const events = await collect(await client.responses.create({ ...asked, stream: true }));
+  const { id } = events[0].response;
+  const rest = await collect(await client.responses.retrieve(id, { stream: true, starting_after: 3 }));
+  assert.deepEqual(rest, events.slice(4));
+  let polled = await client.responses.create(asked);
+  assert.equal(polled.status, "queued");
+  while (["queued", "in_progress"].includes(polled.status)) polled = await client.responses.retrieve(polled.id);
+  assert.equal(polled.output_text, "17 + 25 = 42");
+});
+
 test("errors have the client's types", async () => {
   await assert.rejects(client.chat.completions.create({ ...ask, model: "gpt-9" }), (error) => {
     assert.ok(error instanceof OpenAI.NotFoundError);

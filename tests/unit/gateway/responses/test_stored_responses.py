@@ -68,15 +68,6 @@ async def test_get_and_delete(http: httpx.AsyncClient) -> None:
     assert (await create(http, previous_response_id=created["id"])).status_code == 404
 
 
-@pytest.mark.parametrize("id", ["resp_x", "%00", "a" * 5000, "resp_" + "0" * 48])
-async def test_what_is_no_id_is_not_found(http: httpx.AsyncClient, id: str) -> None:
-    for method, path in [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")]:
-        answer = await http.request(method, f"/v1/responses/{id}{path}")
-        assert answer.status_code == 404 and len(answer.text) < 500
-    answer = await create(http, previous_response_id=id.replace("%00", "\x00"))
-    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "previous_response_id")
-
-
 async def test_without_store_nothing_is_kept(http: httpx.AsyncClient) -> None:
     created = (await create(http, store=False)).json()
     assert created["store"] is False
@@ -135,9 +126,6 @@ async def test_input_items(http: httpx.AsyncClient) -> None:
         if not part["has_more"]:
             break
     assert ids == [item["id"] for item in page["data"]][::-1]
-    for params in ({"limit": "0"}, {"limit": "x"}, {"order": "up"}, {"after": "missing"}):
-        answer = await http.get(path, params=params)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(params)))
 
 
 async def test_truncation_drops_the_oldest(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
