@@ -7,11 +7,12 @@ from pathlib import Path
 from tests.conformance.chat import CHAT
 from tests.conformance.completions import COMPLETIONS
 from tests.conformance.responses import RESPONSES
+from tests.conformance.responses_kept import INPUT_ITEMS, RETRIEVE
 from tests.conformance.rows import Api, Row
 from tests.conformance.tokens import DETOKENIZE, TOKENIZE
 
 # In the order of the table.
-APIS: Sequence[Api] = (CHAT, RESPONSES, COMPLETIONS, TOKENIZE, DETOKENIZE)
+APIS: Sequence[Api] = (CHAT, RESPONSES, RETRIEVE, INPUT_ITEMS, COMPLETIONS, TOKENIZE, DETOKENIZE)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 _BEGIN, _END = "<!-- conformance: begin -->\n", "<!-- conformance: end -->\n"
 

@@ -5,9 +5,14 @@ type, headers, body, and each event of a stream. What the document forbids must 
 values and limits are the validator's, and depend on the model.)
 """
 
+import asyncio
+import copy
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from fastapi import FastAPI
@@ -18,19 +23,28 @@ from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi.checks import ignored_auth
 from tests.support.chat import ANSWER, TOOL_CALL, encode
 from tests.support.client_texts import assert_tells_nothing_of_the_inside
+from tests.support.responses import WEATHER
 
 from chorus_cluster.auth.keys import KeyRing, Scope, new_key, parse_keys
 from chorus_cluster.errors import ChorusError, DeadlineExceeded, Overloaded, RequestFailed, Unavailable
 from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.routing.fake_client import FakeEngineClient
+from chorus_cluster.store.database import Database
+from chorus_cluster.store.responses import ResponseStore
 
 KEY, ENTRY = new_key("all", scopes=[Scope.INFERENCE, Scope.METRICS])
 WITH_KEY = {"authorization": f"Bearer {KEY}"}
 CHAT: dict[str, Any] = {"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}]}
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
+PATCH = {"type": "custom", "name": "apply_patch"}
 TEXT: dict[str, Any] = {"model": "fake-model", "prompt": "Hi"}
+RESPONSE: dict[str, Any] = {"model": "fake-model", "input": "Hi"}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+IN_FORM = {"text": {"format": {"type": "json_schema", "name": "place", "schema": SCHEMA}}}
+LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -41,8 +55,8 @@ class Keys:
         return parse_keys(f"keys:\n{ENTRY}")
 
 
-def build(engine: FakeEngineClient, access: Access | None = None) -> FastAPI:
-    return build_http_app(ChatService(engine), access=access, max_body_bytes=1_000_000)
+def build(engine: FakeEngineClient, access: Access | None = None, responses: ResponsesService | None = None) -> FastAPI:
+    return build_http_app(ChatService(engine), access=access, responses=responses, max_body_bytes=1_000_000)
 
 
 def described(app: FastAPI, max_examples: int = 1, headers: dict[str, str] | None = None) -> BaseSchema:
@@ -83,9 +97,11 @@ def test_with_keys(case: schemathesis.Case) -> None:
     assert judge(case) in (200, 400, 401, 404, 405, 504)
 
 
-def ask(schema: BaseSchema, path: str, body: Any = None, **headers: str) -> schemathesis.Case:
-    case = schema[path]["POST" if body is not None else "GET"].Case(
-        headers=headers, path_parameters={"model": "m", "response_id": "resp_1"}
+def ask(
+    schema: BaseSchema, path: str, body: Any = None, *, response_id: str = "resp_1", method: str = "", **headers: str
+) -> schemathesis.Case:
+    case = schema[path][method or ("POST" if body is not None else "GET")].Case(
+        headers=headers, path_parameters={"model": "m", "response_id": response_id}
     )
     if body is not None:
         case.body, case.media_type = body, "application/json"
@@ -111,6 +127,12 @@ SERVED = [
     ("/v1/chat/completions", CHAT | {"stream": True}),
     ("/v1/chat/completions", CHAT | USAGE | {"n": 2, "logprobs": True, "top_logprobs": 2}),
     ("/v1/chat/completions", CHAT | USAGE | {"tools": TOOLS}),
+    ("/v1/responses", RESPONSE),
+    ("/v1/responses", RESPONSE | IN_FORM),
+    ("/v1/responses", RESPONSE | {"tools": [WEATHER, PATCH], "tool_choice": "required"}),
+    ("/v1/responses", RESPONSE | {"stream": True}),
+    ("/v1/responses", RESPONSE | LOGPROBS | {"stream": True, "max_output_tokens": 20}),
+    ("/v1/responses", RESPONSE | {"stream": True, "tools": [WEATHER, PATCH]}),
     ("/v1/completions", TEXT),
     ("/v1/completions", TEXT | {"prompt": ["Hi", "Ho"], "n": 2, "logprobs": 2}),
     ("/v1/completions", TEXT | {"prompt": [1, 2], "echo": True}),
@@ -143,13 +165,14 @@ def test_it_is_served_to_who_has_a_key(path: str, body: Any) -> None:
     assert case.call_and_validate(excluded_checks=[ignored_auth]).status_code == 200
 
 
+GENERATING = ("/v1/chat/completions", "/v1/responses", "/v1/completions")
 FAILURES = [Unavailable(), Overloaded(2), DeadlineExceeded(), RequestFailed()]
 
 
 @pytest.mark.parametrize(
     ("path", "body", "error"),
     # The others ask only what is served, which is known or isn't.
-    [(*row, error) for row in SERVED for error in (FAILURES if "completions" in row[0] else FAILURES[:1])],
+    [(*row, error) for row in SERVED for error in (FAILURES if row[0] in GENERATING else FAILURES[:1])],
     ids=lambda value: value.code if isinstance(value, ChorusError) else name_of(value),
 )
 def test_what_fails(path: str, body: Any, error: ChorusError) -> None:
@@ -162,12 +185,76 @@ def test_what_fails(path: str, body: Any, error: ChorusError) -> None:
 def test_an_error_within_a_stream(path: str, body: Any) -> None:
     engine = FakeEngineClient(encode(ANSWER), failure=(5, RequestFailed()))
     response = ask(described(build(engine)), path, body).call_and_validate()
-    assert '"code":"request_failed"' in response.text
+    assert ('"type":"response.failed"' if path == "/v1/responses" else '"code":"request_failed"') in response.text
 
 
-def test_the_description_of_events_is_not_for_anything() -> None:
+@pytest.fixture
+def stored(tmp_path: Path) -> Iterator[tuple[BaseSchema, str, str]]:
+    """A gateway with a store, and two responses: the second was made in the background, with events."""
+    url = f"sqlite:///{tmp_path}/store.sqlite3"
+    engine = FakeEngineClient(encode(ANSWER))
+    ids = asyncio.run(make_two(url, engine))
+    database = Database(url)
+    responses = ResponsesService(ChatService(engine), ResponseStore(database, ttl_s=1000.0))
+    yield described(build(engine, responses=responses)), *ids
+    asyncio.run(database.close())
+
+
+async def make_two(url: str, engine: FakeEngineClient) -> tuple[str, str]:
+    database = Database(url)
+    await database.migrate()
+    responses = ResponsesService(ChatService(engine), ResponseStore(database, ttl_s=1000.0))
+    transport = httpx.ASGITransport(app=build(engine, responses=responses))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+        first = await http.post("/v1/responses", json=RESPONSE)
+        # Its stream ends when it does.
+        streamed = await http.post("/v1/responses", json=RESPONSE | {"background": True, "stream": True})
+    assert responses.jobs is not None
+    await responses.jobs.close()
+    await database.close()
+    return first.json()["id"], streamed.text.partition('"id":"')[2].partition('"')[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "rest", "query"),
+    [
+        ("GET", "", {}),
+        ("GET", "", {"stream": "true"}),
+        ("GET", "", {"stream": "true", "starting_after": "2"}),
+        ("GET", "/input_items", {}),
+        ("GET", "/input_items", {"limit": "1", "order": "asc"}),
+        ("POST", "/cancel", {}),
+        ("DELETE", "", {}),
+    ],
+    ids=str,
+)
+def test_what_is_stored(stored: tuple[BaseSchema, str, str], method: str, rest: str, query: dict[str, str]) -> None:
+    schema, _, id = stored
+    case = ask(schema, f"/v1/responses/{{response_id}}{rest}", response_id=id, method=method)
+    case.query = query
+    assert case.call_and_validate().status_code == 200
+
+
+def test_what_goes_on_from_it(stored: tuple[BaseSchema, str, str]) -> None:
+    schema, id, _ = stored
+    for fields in ({}, {"stream": True}):
+        case = ask(schema, "/v1/responses", RESPONSE | {"previous_response_id": id} | fields)
+        assert case.call_and_validate().status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_the_description_of_events_is_not_for_anything(path: str) -> None:
     """The check of events is schemathesis': that it looks into them is shown here, by one that must fail."""
     app = build(FakeEngineClient(encode(ANSWER)))
-    app.openapi()["components"]["schemas"]["ChatCompletionChunk"]["required"].append("colour")
+    document = copy.deepcopy(app.openapi())
+    if path == "/v1/responses":
+        content = document["paths"][path]["post"]["responses"]["200"]["content"]
+        event = content["text/event-stream"]["itemSchema"]["properties"]["data"]["contentSchema"]
+    else:
+        event = document["components"]["schemas"]["ChatCompletionChunk"]
+    event["required"].append("colour")
+    app.openapi = lambda: document  # type: ignore[method-assign]
     with pytest.raises(FailureGroup):
-        ask(described(app), "/v1/chat/completions", CHAT | {"stream": True}).call_and_validate()
+        ask(
+            described(app), path, (RESPONSE if path == "/v1/responses" else CHAT) | {"stream": True}
+        ).call_and_validate()
