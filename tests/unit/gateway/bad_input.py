@@ -17,6 +17,7 @@ BODIES: dict[str, dict[str, Any]] = {
     DETOKENIZE: {"tokens": [1]},
     RESPONSES: {"model": "fake-model", "input": "Hi"},
 }
+Stub = "chat_pb2_grpc.ChatServiceAsyncStub"
 
 
 @dataclass(frozen=True)

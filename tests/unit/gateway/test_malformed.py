@@ -10,7 +10,8 @@ import pytest
 from tests.support.chat import eventually
 from tests.support.chat_pb import chat_to_pb
 from tests.support.client_texts import assert_tells_nothing_of_the_inside
-from tests.unit.gateway.test_bad_input import BODIES, CHAT, TABLE, Stub, function
+from tests.unit.gateway.bad_input import BODIES, CHAT, Stub
+from tests.unit.gateway.test_bad_input import TABLE, function
 
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.parse import parse_chat_body
