@@ -8,7 +8,6 @@ values and limits are the validator's, and depend on the model.)
 import asyncio
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.core.failures import FailureGroup
 from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi.checks import ignored_auth
+from starlette import types as asgi
 from tests.support.chat import ANSWER, TOOL_CALL, encode
 from tests.support.client_texts import assert_tells_nothing_of_the_inside
 from tests.support.responses import WEATHER
@@ -59,7 +59,7 @@ def build(engine: FakeEngineClient, access: Access | None = None, responses: Res
     return build_http_app(ChatService(engine), access=access, responses=responses, max_body_bytes=1_000_000)
 
 
-def described(app: FastAPI, max_examples: int = 1, headers: dict[str, str] | None = None) -> BaseSchema:
+def described(app: asgi.ASGIApp, max_examples: int = 1, headers: dict[str, str] | None = None) -> BaseSchema:
     config = {
         "generation": {"max-examples": max_examples, "deterministic": True, "database": "none"},
         "phases": {"stateful": {"enabled": False}},
@@ -189,15 +189,20 @@ def test_an_error_within_a_stream(path: str, body: Any) -> None:
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> Iterator[tuple[BaseSchema, str, str]]:
+def stored(tmp_path: Path) -> tuple[BaseSchema, str, str]:
     """A gateway with a store, and two responses: the second was made in the background, with events."""
     url = f"sqlite:///{tmp_path}/store.sqlite3"
     engine = FakeEngineClient(encode(ANSWER))
     ids = asyncio.run(make_two(url, engine))
-    database = Database(url)
-    responses = ResponsesService(ChatService(engine), ResponseStore(database, ttl_s=1000.0))
-    yield described(build(engine, responses=responses)), *ids
-    asyncio.run(database.close())
+
+    async def app(scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        """Each call comes in an event loop of its own, and connections live no longer than theirs."""
+        database = Database(url)
+        responses = ResponsesService(ChatService(engine), ResponseStore(database, ttl_s=1000.0))
+        await build(engine, responses=responses)(scope, receive, send)
+        await database.close()
+
+    return described(app), *ids
 
 
 async def make_two(url: str, engine: FakeEngineClient) -> tuple[str, str]:
