@@ -251,14 +251,14 @@ async def test_what_clients_of_http_may_send_and_nobody_reads(stub: Stub, http: 
     odd_custom = CUSTOM | {"format": {"type": "grammar", "syntax": 5}, "parameters": {}}
     named_oddly = {"type": "function", "name": "get_weather", "namespace": 5, "more": [1]}
     fields: dict[str, Any] = {
-        **{"priority": 1, "service_tier": "bogus", "max_tool_calls": 10**30, "tool_choice": named_oddly},
+        **{"priority": 1, "service_tier": "flex", "max_tool_calls": 10**30, "tool_choice": named_oddly},
         "tools": [WEATHER | {"defer_loading": True}, odd_custom, {"type": "web_search"}],
         "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": "yes", "more": 5}},
     }
     answer = await create(http, **fields)
     assert answer.status_code == 200, answer.text
     found = await stub.GetResponse(pb.GetResponseRequest(response_id=answer.json()["id"]))
-    assert found.max_tool_calls == 2**32 - 1 and found.service_tier == pb.SERVICE_TIER_UNSPECIFIED
+    assert found.max_tool_calls == 2**32 - 1 and found.service_tier == pb.SERVICE_TIER_FLEX
     assert found.tool_choice.tool == named("function", "get_weather")
     assert [tool.WhichOneof("tool") for tool in found.tools] == ["function", "custom"]
     assert not found.text_format.json_schema.HasField("strict")
