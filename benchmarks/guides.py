@@ -23,6 +23,9 @@ from benchmarks.results import append, environment
 from chorus_cluster.harmony import headers
 from chorus_vocabulary import END, STOP_TOKEN_IDS
 from chorus_workers.engine.engine import Engine
+from chorus_workers.engine.output import StepOutput
+from chorus_workers.guide.columns import TokenMask
+from chorus_workers.guide.guide import Guide
 from chorus_workers.guide.spec import Grammar, GrammarKind, GuidedMessage, GuideSpec
 from chorus_workers.runner.config import RunnerConfig
 from chorus_workers.runner.factory import create_runner
@@ -54,17 +57,26 @@ class MaskClock:
     """Measures what an engine's masks take."""
 
     def __init__(self, engine: Engine) -> None:
-        self._masks = engine.guides.masks
+        self._mask, self._step = engine.guides.mask, engine.step
+        # Of this step so far, and of those before.
+        self._spent = 0.0
         self.seconds: list[float] = []
-        engine.guides.masks = self._measured  # type: ignore[method-assign]
+        engine.guides.mask = self._measured  # type: ignore[method-assign]
+        engine.step = self._stepped  # type: ignore[method-assign]
 
-    def _measured(self, guides: Sequence[object]) -> object:
+    def _measured(self, guide: Guide) -> TokenMask | None:
         begin = time.perf_counter()
         try:
-            return self._masks(guides)  # type: ignore[arg-type]
+            return self._mask(guide)
         finally:
-            if guides:
-                self.seconds.append(time.perf_counter() - begin)
+            self._spent += time.perf_counter() - begin
+
+    def _stepped(self) -> StepOutput:
+        output = self._step()
+        if self._spent:
+            self.seconds.append(self._spent)
+            self._spent = 0.0
+        return output
 
     def take_median_us(self) -> float | None:
         seconds, self.seconds = self.seconds, []

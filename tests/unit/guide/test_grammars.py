@@ -80,7 +80,7 @@ def write(matcher: Matcher, seed: int, most: int = 400) -> str | None:
     """A random text of a grammar; None if it was not at its end in time."""
     source, token_ids = np.random.default_rng(seed), list[int]()
     for _ in range(most):
-        (mask,), (may_end,) = grammars().masks([matcher])
+        mask, may_end = grammars().mask(matcher)
         allowed = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0]
         assert may_end or len(allowed)
         assert not len(allowed) or allowed.max() < NUM_TEXT_TOKENS
@@ -178,7 +178,7 @@ def test_what_cannot_be_enforced_is_refused(kind: GrammarKind, source: str, says
 def test_markup_cannot_be_had_by_its_number() -> None:
     """A grammar may name tokens by their ids; those of markup are never allowed."""
     matcher = compiled(GrammarKind.LARK, f'start: <[{NUM_TEXT_TOKENS}-{VOCABULARY_SIZE - 1}]> | "a"')
-    (mask,), (may_end,) = grammars().masks([matcher])
+    mask, may_end = grammars().mask(matcher)
     allowed = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0].tolist()
     assert (allowed, may_end) == (load_encoding().encode("a"), False)
 
@@ -209,7 +209,7 @@ def test_a_grammar_is_compiled_once_and_copies_go_their_own_ways() -> None:
     first, second = (grammars().compile(grammar).result().copy() for _ in range(2))
     for token_id in load_encoding().encode("ab"):
         first.consume(token_id)
-    _, ends = grammars().masks([first, second])
+    ends = [grammars().mask(matcher)[1] for matcher in (first, second)]
     assert ends == [True, False]
 
 
@@ -234,7 +234,7 @@ def test_a_small_vocabulary_writes_what_it_can(make: Callable[[Sequence[int]], S
     token_ids = make(words)
     small = Grammars(Columns(token_ids, VOCABULARY_SIZE))
     matcher = small.compile(Grammar(GrammarKind.REGEX, "yes|no|never")).result().copy()
-    (mask,), _ = small.masks([matcher])
+    mask, _ = small.mask(matcher)
     allowed = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0].tolist()
     assert {token_bytes(token_ids[column]) for column in allowed} == {b"yes", b"y", b"no", b"n"}
     small.close()

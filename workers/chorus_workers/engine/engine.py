@@ -134,11 +134,9 @@ class Engine:
 
     def _draw(self, launched: _Launched) -> None:
         """Draws what a step asks for, whose earlier tokens are all known."""
-        guided = self._scheduler.guided(launched.step)
-        masks = self.guides.masks([request.guide for request, _ in guided if request.guide is not None])
-        for (request, sample), mask in zip(guided, masks, strict=True):
-            if isinstance(mask, GrammarError):
-                self._scheduler.fail(request, str(mask))
-            else:
-                sample.mask = mask
+        for request, guide, sample in self._scheduler.guided(launched.step):
+            try:
+                sample.mask = self.guides.mask(guide)
+            except GrammarError as error:
+                self._scheduler.fail(request, str(error))
         launched.pending.draw()

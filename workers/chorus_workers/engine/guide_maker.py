@@ -2,14 +2,14 @@
 loop."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from chorus_workers.engine.request import GenerationRequest, Refusal, RefusalReason, Refused
 from chorus_workers.guide.columns import Columns, TokenMask
 from chorus_workers.guide.grammars import GrammarError, Grammars, Matcher
-from chorus_workers.guide.guide import Guide, make_masks
+from chorus_workers.guide.guide import Guide
 from chorus_workers.guide.spec import Grammar, GuideSpec
 
 
@@ -104,9 +104,9 @@ class GuideMaker:
             raise Refused(Refusal(RefusalReason.INVALID_ARGUMENT, message, field="num_resumed_tokens"))
         return guide
 
-    def masks(self, guides: Sequence[Guide]) -> list[TokenMask | GrammarError | None]:
-        """What may be drawn next in each answer; None: anything; or why it can't go on."""
-        return make_masks(guides, self._grammars)
+    def mask(self, guide: Guide) -> TokenMask | None:
+        """What may be drawn next in an answer; None: anything. Errors: GrammarError, if it can't go on."""
+        return guide.mask(self._grammars)
 
     def close(self) -> None:
         self._grammars.close()

@@ -140,10 +140,10 @@ class Scheduler:
         self._admit(step)
         return step
 
-    def guided(self, step: ScheduledStep) -> list[tuple[Request, SampleRequest]]:
+    def guided(self, step: ScheduledStep) -> list[tuple[Request, Guide, SampleRequest]]:
         """Those of a step's samples whose requests have guides, when all that comes before them is committed."""
         return [
-            (request, chunk.sample)
+            (request, request.guide, chunk.sample)
             for chunk, request in zip(step.chunks, step.requests, strict=True)
             if request.guide is not None
             and chunk.sample is not None

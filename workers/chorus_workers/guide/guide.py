@@ -6,7 +6,7 @@ and a stop token that would end the answer where it must not end, in the middle 
 drawn again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
 
 from chorus_vocabulary import CHANNEL, END, START, STOP_TOKEN_IDS
@@ -78,11 +78,6 @@ class Guide:
             return Constraint.REASONING_BUDGET
         return Constraint.EARLY_STOP if self._may_not_stop else None
 
-    @property
-    def matcher(self) -> Matcher | None:
-        """Of the body that is being written, if that has a grammar: `masks` needs its mask."""
-        return self._matcher
-
     def advance(self, token_id: int) -> bool:
         """Takes in a token. False: it must not come here, and is to be drawn again, by the next mask.
 
@@ -105,8 +100,8 @@ class Guide:
         self._may_not_stop = False
         return True
 
-    def plain_mask(self) -> TokenMask | None:
-        """What may be drawn next; None: anything. Not for a body with a grammar. Not to be changed."""
+    def mask(self, grammars: Grammars) -> TokenMask | None:
+        """What may be drawn next; None: anything. Not to be changed. Errors: GrammarError."""
         if self._node is not None:
             mask = self._node.mask(self._columns)
             if self._closings:
@@ -114,19 +109,16 @@ class Guide:
                 self._columns.add(mask, self._closings)
             return mask
         assert self._message is not None
+        if self._matcher is not None:
+            mask, may_end = grammars.mask(self._matcher)
+            if may_end:
+                self._columns.add(mask, self._message.end_token_ids)
+            return mask
         if self._is_reasoning and self._left == 0:
             return self._columns.only(self._message.end_token_ids)
         if self._may_not_stop:
             return self._columns.all_but(set(STOP_TOKEN_IDS) - self._message.end_token_ids)
         return None
-
-    def grammar_mask(self, text: TokenMask, *, may_end: bool) -> TokenMask:
-        """The same for a body with a grammar. text: tokens that the grammar allows, which is changed; may_end: whether
-        it allows the end."""
-        assert self._message is not None
-        if may_end:
-            self._columns.add(text, self._message.end_token_ids)
-        return text
 
     @property
     def _root(self) -> HeaderNode:
@@ -181,23 +173,3 @@ class Guide:
         self._leave()
         self._node, self._message, self._matcher = self._opening, None, None
         self._closings = message.end_token_ids - {END}
-
-
-def make_masks(guides: Sequence[Guide], grammars: Grammars) -> list[TokenMask | GrammarError | None]:
-    """What may be drawn next in each answer; None: anything; or why it can't go on."""
-    masks: list[TokenMask | GrammarError | None] = [None] * len(guides)
-    in_grammar: list[tuple[int, Matcher]] = []
-    for i, guide in enumerate(guides):
-        if guide.matcher is None:
-            masks[i] = guide.plain_mask()
-        else:
-            in_grammar.append((i, guide.matcher))
-    if in_grammar:
-        texts, ends = grammars.masks([matcher for _, matcher in in_grammar])
-        for (i, matcher), text, may_end in zip(in_grammar, texts, ends, strict=True):
-            try:
-                matcher.check()
-                masks[i] = guides[i].grammar_mask(text, may_end=may_end)
-            except GrammarError as error:
-                masks[i] = error
-    return masks
