@@ -1,7 +1,7 @@
 """`chorus.v1` chat messages to and from what the gateway works with."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway import events as ev
@@ -9,7 +9,7 @@ from chorus_cluster.gateway.choices import total
 from chorus_cluster.gateway.completion import Completion
 from chorus_cluster.gateway.formats import json_schema_format, parse_structured_outputs
 from chorus_cluster.gateway.parse import parse_json
-from chorus_cluster.gateway.request import ChatRequest, OutputFormat, ToolChoice
+from chorus_cluster.gateway.request import SAMPLING_FIELDS, ChatRequest, OutputFormat, ToolChoice
 from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
 from chorus_protos.v1 import chat_pb2, completion_pb2
 
@@ -37,17 +37,6 @@ _FINISH_REASONS: "dict[ev.FinishReason, chat_pb2.ChatFinishReason.ValueType]" = 
     "length": chat_pb2.CHAT_FINISH_REASON_LENGTH,
     "tool_calls": chat_pb2.CHAT_FINISH_REASON_TOOL_CALLS,
 }
-_OPTIONAL_SAMPLING: Final = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "repetition_penalty",
-    "seed",
-    "n",
-)
 
 
 def request_from_pb(pb: chat_pb2.ChatCompletionRequest) -> ChatRequest:
@@ -76,7 +65,7 @@ def request_from_pb(pb: chat_pb2.ChatCompletionRequest) -> ChatRequest:
 
 def sampling_from_pb(pb: chat_pb2.ChatCompletionRequest | completion_pb2.CompletionRequest) -> dict[str, Any]:
     """The fields of `Sampling` that both requests spell alike; those that the client left out are left out."""
-    fields = {name: getattr(pb, name) for name in _OPTIONAL_SAMPLING if pb.HasField(name)}
+    fields = {name: getattr(pb, name) for name in (*SAMPLING_FIELDS, "top_k", "n") if pb.HasField(name)}
     return fields | {"logit_bias": dict(pb.logit_bias), "stop": tuple(pb.stop), "priority": pb.priority}
 
 

@@ -23,7 +23,7 @@ from chorus_cluster.gateway.http_models import (
     GenerationBody,
     StreamOptions,
 )
-from chorus_cluster.gateway.request import ChatRequest, OutputFormat
+from chorus_cluster.gateway.request import SAMPLING_FIELDS, ChatRequest, OutputFormat
 from chorus_cluster.gateway.validate import MAX_ELEMENTS, check_size
 from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
 
@@ -139,17 +139,7 @@ def sampling_fields(body: GenerationBody) -> dict[str, Any]:
 
     Errors: `InvalidRequest`.
     """
-    names = (
-        "temperature",
-        "top_p",
-        "min_p",
-        "frequency_penalty",
-        "presence_penalty",
-        "repetition_penalty",
-        "seed",
-        "n",
-    )
-    fields = {name: value for name in names if (value := getattr(body, name)) is not None}
+    fields = {name: value for name in (*SAMPLING_FIELDS, "n") if (value := getattr(body, name)) is not None}
     fields["priority"] = parse_priority(body.service_tier, body.priority)
     # vLLM's -1 is off.
     fields["top_k"] = 0 if body.top_k in (None, -1) else body.top_k

@@ -42,6 +42,18 @@ class Sampling:
     top_logprobs_field: str = "top_logprobs"
 
 
+# Fields of `Sampling` that every form calls by these names, and may leave out.
+SAMPLING_FIELDS: Final = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
     """Which tools the model may call, and whether it must call one."""

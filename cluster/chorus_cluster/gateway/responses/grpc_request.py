@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.grpc_models import json_object
+from chorus_cluster.gateway.request import SAMPLING_FIELDS
 from chorus_cluster.gateway.responses.grpc_names import (
     EFFORTS,
     ROLES,
@@ -24,19 +25,13 @@ _OPTIONAL: Final = (
     "store",
     "max_output_tokens",
     "top_logprobs",
-    "temperature",
-    "top_p",
+    *SAMPLING_FIELDS,
     "top_k",
-    "min_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "repetition_penalty",
-    "seed",
     "priority",
     "parallel_tool_calls",
     "max_tool_calls",
 )
-_PLAIN: Final = ("model", "background", "previous_response_id", "prompt_cache_key", "safety_identifier", "user")
+_PLAIN: Final = ("background", "previous_response_id", "prompt_cache_key", "safety_identifier", "user")
 
 
 def body_from_pb(request: pb.CreateResponseRequest, *, stream: bool) -> Body:
