@@ -17,7 +17,7 @@ from pathlib import Path
 import uvicorn
 
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.http.app import build_http_app
 from chorus_cluster.harmony.encoding import load_encoding
 from chorus_protos.v1 import engine_pb2
 

@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
-from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.grpc.chat import GrpcChatMethods
+from chorus_cluster.gateway.http.app import build_http_app
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.harmony.conversation import Message, Role

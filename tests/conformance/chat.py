@@ -14,7 +14,7 @@ from tests.conformance.chat_forms import FORMAT_ROWS, TOOL_ROWS
 from tests.conformance.rows import Api, types_of, values_of
 from tests.support.chat import TOOL_CALL
 
-from chorus_cluster.gateway.http_models import ChatCompletionBody
+from chorus_cluster.gateway.openai.models import ChatCompletionBody
 
 UNCHANGED = "changes nothing about the answer"
 

@@ -10,7 +10,7 @@ from tests.conformance.rows import Api, Door
 from tests.support.chat import encode
 
 from chorus_cluster.errors import RequestFailed
-from chorus_cluster.gateway.http_completions import CompletionBody
+from chorus_cluster.gateway.openai.completions import CompletionBody
 
 DOOR = Door(
     "/v1/completions", {"model": "fake-model", "prompt": "Hi", "max_tokens": 100, "seed": 1}, "One two.<|return|>"

@@ -13,7 +13,7 @@ from tests.conformance.responses_items import EXPECTED_VALUES, ITEM_ROWS
 from tests.conformance.responses_tools import EXPECTED_CHOICES, EXPECTED_FORMATS, EXPECTED_TOOLS, TEXT_ROWS, TOOL_ROWS
 from tests.conformance.rows import Api, Row, values_of
 
-from chorus_cluster.gateway.responses.http_models import ResponsesBody
+from chorus_cluster.gateway.responses.models import ResponsesBody
 
 LOGPROBS, SEALED = "message.output_text.logprobs", "reasoning.encrypted_content"
 TOO_LONG = [{"role": "user", "content": f"{i}" + " a" * 1000} for i in range(6)]

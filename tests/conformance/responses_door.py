@@ -11,7 +11,7 @@ from tests.conformance.rows import Body, Door, Reply, read_events
 from tests.support.chat import ANSWER, encode
 
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.http.app import build_http_app
 from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.harmony.marked_text import decode_marked
 from chorus_cluster.routing.fake_client import FakeEngineClient

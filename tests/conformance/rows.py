@@ -11,7 +11,7 @@ from tests.support.chat import ANSWER, encode
 
 from chorus_cluster.errors import ChorusError
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.http.app import build_http_app
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import engine_pb2
 

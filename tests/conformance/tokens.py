@@ -4,7 +4,7 @@ from typing import Any
 
 from tests.conformance.rows import Api, Door
 
-from chorus_cluster.gateway.http_tokens import DetokenizeBody, TokenizeChat, TokenizePrompt
+from chorus_cluster.gateway.http.tokens import DetokenizeBody, TokenizeChat, TokenizePrompt
 
 PROMPT = Door("/tokenize", {"prompt": "Hi<|end|>"})
 CONVERSATION = Door("/tokenize", {"messages": [{"role": "user", "content": "Hi"}]})

@@ -1,12 +1,8 @@
 """A stream of events, collected: what a request without `stream` is answered."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from chorus_cluster.gateway import events as ev
-from chorus_cluster.gateway.choices import total
-from chorus_cluster.gateway.sse import logprob_body, usage_body
 from chorus_cluster.gateway.stream import ChatStream
 from chorus_cluster.harmony.conversation import ToolCall
 
@@ -78,31 +74,3 @@ def _add(collected: _Collected, event: ev.Reasoning | ev.Answer | ev.ToolCallSta
         collected.arguments.append([])
     else:
         collected.arguments[event.index].append(event.text)
-
-
-def completion_body(completions: Sequence[Completion], *, with_logprobs: bool) -> dict[str, Any]:
-    """OpenAI's `chat.completion` object, of one request's answers."""
-    first = completions[0]
-    return {
-        "id": first.id,
-        "object": "chat.completion",
-        "created": first.created,
-        "model": first.model,
-        "choices": [
-            _choice_body(index, completion, with_logprobs=with_logprobs) for index, completion in enumerate(completions)
-        ],
-        "usage": usage_body(total([completion.finished.usage for completion in completions])),
-    }
-
-
-def _choice_body(index: int, completion: Completion, *, with_logprobs: bool) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": completion.content, "refusal": None}
-    if completion.reasoning is not None:
-        message["reasoning"] = completion.reasoning
-    if completion.tool_calls:
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in completion.tool_calls
-        ]
-    logprobs = {"content": [logprob_body(entry) for entry in completion.logprobs]} if with_logprobs else None
-    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": completion.finished.reason}

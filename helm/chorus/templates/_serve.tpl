@@ -40,9 +40,9 @@ http_options:
 grpc_options:
   port: {{ .Values.ports.grpc }}
   grpc_servicer_functions:
-    - chorus_cluster.gateway.grpc_service.add_chat_service
-    - chorus_cluster.gateway.grpc_service.add_completion_service
-    - chorus_cluster.gateway.grpc_service.add_responses_service
+    - chorus_cluster.gateway.grpc.service.add_chat_service
+    - chorus_cluster.gateway.grpc.service.add_completion_service
+    - chorus_cluster.gateway.grpc.service.add_responses_service
     - grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server
 logging_config:
   encoding: {{ upper .Values.config.logging.format }}

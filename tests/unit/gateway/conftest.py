@@ -17,13 +17,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.chat import ANSWER, encode
 
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.grpc_call import GrpcMethods
-from chorus_cluster.gateway.grpc_completions import GrpcCompletionMethods
-from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
-from chorus_cluster.gateway.grpc_service import add_chat_service, add_completion_service, add_responses_service
-from chorus_cluster.gateway.health import HealthMethods
-from chorus_cluster.gateway.http import build_http_app
-from chorus_cluster.gateway.responses.grpc_methods import GrpcResponsesMethods
+from chorus_cluster.gateway.grpc.call import GrpcMethods
+from chorus_cluster.gateway.grpc.chat import GrpcChatMethods
+from chorus_cluster.gateway.grpc.completions import GrpcCompletionMethods
+from chorus_cluster.gateway.grpc.health import HealthMethods
+from chorus_cluster.gateway.grpc.responses.methods import GrpcResponsesMethods
+from chorus_cluster.gateway.grpc.service import add_chat_service, add_completion_service, add_responses_service
+from chorus_cluster.gateway.http.app import build_http_app
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import chat_pb2, chat_pb2_grpc, completion_pb2, completion_pb2_grpc, responses_pb2
 

@@ -18,8 +18,8 @@ from chorus_cluster.auth.key_file import KeyFile
 from chorus_cluster.auth.keys import Scope, new_key
 from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.health import HealthMethods
-from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.grpc.health import HealthMethods
+from chorus_cluster.gateway.http.app import build_http_app
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import chat_pb2, chat_pb2_grpc
 

@@ -13,8 +13,8 @@ from tests.support.chat import encode
 from chorus_cluster.errors import Unavailable
 from chorus_cluster.gateway import chat as chat_module
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.health import HealthMethods
-from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.grpc.health import HealthMethods
+from chorus_cluster.gateway.http.app import build_http_app
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import engine_pb2
 

@@ -11,7 +11,7 @@ from tests.unit.test_errors import EXAMPLES
 
 from chorus_cluster import errors
 from chorus_cluster.client.failures import to_error
-from chorus_cluster.gateway.grpc_status import DETAILS_KEY, status_details
+from chorus_cluster.gateway.grpc.status import DETAILS_KEY, status_details
 
 
 class Failed(grpc.RpcError):

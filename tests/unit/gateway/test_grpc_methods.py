@@ -11,7 +11,7 @@ from tests.support.chat import TOOL_CALL, encode, eventually
 
 from chorus_cluster.errors import Overloaded, RequestFailed
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.grpc_methods import GrpcChatMethods
+from chorus_cluster.gateway.grpc.chat import GrpcChatMethods
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import chat_pb2
 

@@ -7,7 +7,7 @@ import pytest
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.guide import MAX_GRAMMAR_BYTES, build_guide
-from chorus_cluster.gateway.parse import parse_chat_body
+from chorus_cluster.gateway.openai.parse import parse_chat_body
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_cluster.harmony import headers
 from chorus_cluster.harmony.encoding import load_encoding

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from chorus_cluster.gateway.http_io import ClientLeft, LeaveWatch
+from chorus_cluster.gateway.http.io import ClientLeft, LeaveWatch
 
 
 async def disconnected() -> dict[str, str]:

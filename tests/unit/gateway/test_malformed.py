@@ -14,7 +14,7 @@ from tests.unit.gateway.bad_input import BODIES, CHAT, Stub
 from tests.unit.gateway.test_bad_input import TABLE, function
 
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.parse import parse_chat_body
+from chorus_cluster.gateway.openai.parse import parse_chat_body
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import chat_pb2
 

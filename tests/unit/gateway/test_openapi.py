@@ -29,7 +29,7 @@ from chorus_cluster.auth.keys import KeyRing, Scope, new_key, parse_keys
 from chorus_cluster.errors import ChorusError, DeadlineExceeded, Overloaded, RequestFailed, Unavailable
 from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.http.app import build_http_app
 from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_cluster.store.database import Database

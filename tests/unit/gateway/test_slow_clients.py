@@ -16,7 +16,7 @@ from tests.support.sockets import narrow_connection
 from tests.unit.gateway.conftest import GatewayMethods, grpc_server
 
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.http.app import build_http_app
 from chorus_cluster.gateway.stream import MAX_WAITING_EVENTS
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import chat_pb2, completion_pb2, responses_pb2

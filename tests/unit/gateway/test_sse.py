@@ -15,8 +15,8 @@ from tests.support.chat import ANSWER, TOOL_CALL, encode
 from chorus_cluster.errors import RequestFailed
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.http import build_http_app
-from chorus_cluster.gateway.sse import ChunkWriter
+from chorus_cluster.gateway.http.app import build_http_app
+from chorus_cluster.gateway.openai.sse import ChunkWriter
 from chorus_cluster.routing.fake_client import FakeEngineClient
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "sse"

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from chorus_cluster.errors import InvalidRequest
-from chorus_cluster.gateway.formats import ANY_OBJECT, json_schema_format
+from chorus_cluster.gateway.openai.formats import ANY_OBJECT, json_schema_format
 from chorus_cluster.gateway.request import OutputFormat, ToolChoice
 from chorus_cluster.gateway.responses.tools import Toolbox, harmony_name
 

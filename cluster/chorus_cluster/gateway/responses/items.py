@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chorus_cluster.errors import InvalidRequest
-from chorus_cluster.gateway.responses import http_models as wire
+from chorus_cluster.gateway.responses import models as wire
 from chorus_cluster.gateway.responses.ids import new_item_id
 from chorus_cluster.gateway.responses.sealed import NotSealedHere, unseal
 from chorus_cluster.gateway.responses.tools import custom_arguments, harmony_name

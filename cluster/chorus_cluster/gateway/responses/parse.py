@@ -3,17 +3,17 @@
 from typing import Any, Final
 
 from chorus_cluster.errors import InvalidRequest
-from chorus_cluster.gateway.parse import MAX_PARTS, parse_body, parse_effort, sampling_fields
+from chorus_cluster.gateway.openai.parse import MAX_PARTS, parse_body, parse_effort, sampling_fields
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_cluster.gateway.responses.guides import read_text_format, read_tool_choice
-from chorus_cluster.gateway.responses.http_models import (
+from chorus_cluster.gateway.responses.items import read_items
+from chorus_cluster.gateway.responses.models import (
     ITEM_TYPES,
     MESSAGE,
     ReasoningOptions,
     ResponsesBody,
     TextOptions,
 )
-from chorus_cluster.gateway.responses.items import read_items
 from chorus_cluster.gateway.responses.request import ResponseRequest
 from chorus_cluster.gateway.responses.tools import read_tools
 from chorus_cluster.gateway.validate import MAX_ELEMENTS

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chorus_cluster.errors import InvalidRequest
-from chorus_cluster.gateway.responses.http_models import ResponseTool
+from chorus_cluster.gateway.responses.models import ResponseTool
 from chorus_cluster.gateway.validate import check_size
 from chorus_cluster.harmony.conversation import Tool
 

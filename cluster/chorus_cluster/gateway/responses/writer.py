@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chorus_cluster.gateway import events as ev
+from chorus_cluster.gateway.openai.sse import encode, logprob_body
 from chorus_cluster.gateway.responses.body import Body
 from chorus_cluster.gateway.responses.ids import output_item_id
 from chorus_cluster.gateway.responses.items import Item, reasoning_parts, text_part
 from chorus_cluster.gateway.responses.sealed import seal
 from chorus_cluster.gateway.responses.tools import Toolbox, custom_input
-from chorus_cluster.gateway.sse import encode, logprob_body
 
 _DELTAS: Final = {
     "reasoning": "response.reasoning_text.delta",

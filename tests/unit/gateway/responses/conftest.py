@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from tests.unit.gateway.conftest import GatewayMethods, serve_grpc
 
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.http.app import build_http_app
 from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.store.database import Database
 from chorus_cluster.store.responses import ResponseStore

@@ -12,7 +12,7 @@ from tests.support.responses import create, kinds, parse_response, sse
 
 from chorus_cluster.errors import Overloaded, RequestFailed
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.http.app import build_http_app
 from chorus_cluster.gateway.responses import background
 from chorus_cluster.gateway.responses.background import LEASE_S
 from chorus_cluster.gateway.responses.service import ResponsesService

@@ -17,7 +17,7 @@ from chorus_cluster.auth.key_file import KeyFile
 from chorus_cluster.auth.keys import new_key
 from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.http import build_http_app
+from chorus_cluster.gateway.http.app import build_http_app
 from chorus_cluster.gateway.responses.ids import output_item_id
 from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.routing.fake_client import FakeEngineClient

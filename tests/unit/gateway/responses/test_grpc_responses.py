@@ -13,8 +13,8 @@ from tests.support.responses import WEATHER, create, sse
 from tests.unit.gateway.responses.test_writer import NAMES, PATCH, TURNS, Turn, model_events
 
 from chorus_cluster.errors import RequestFailed
-from chorus_cluster.gateway.responses.grpc_models import event_to_pb
-from chorus_cluster.gateway.responses.http_models import ResponsesBody
+from chorus_cluster.gateway.grpc.responses.models import event_to_pb
+from chorus_cluster.gateway.responses.models import ResponsesBody
 from chorus_cluster.gateway.responses.tools import read_tools
 from chorus_cluster.gateway.responses.writer import ResponseWriter, read_event, split_events
 from chorus_cluster.routing.fake_client import FakeEngineClient

@@ -19,7 +19,7 @@ from chorus_cluster.auth.keys import new_key
 from chorus_cluster.errors import Overloaded, RequestFailed
 from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.responses.grpc_methods import GrpcResponsesMethods
+from chorus_cluster.gateway.grpc.responses.methods import GrpcResponsesMethods
 from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_cluster.store.database import Database

@@ -9,7 +9,7 @@ from tests.support.responses import WEATHER
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.request import OutputFormat, ToolChoice
 from chorus_cluster.gateway.responses.guides import read_text_format, read_tool_choice
-from chorus_cluster.gateway.responses.http_models import ResponseTool
+from chorus_cluster.gateway.responses.models import ResponseTool
 from chorus_cluster.gateway.responses.tools import read_tools
 from chorus_cluster.harmony.conversation import ResponseFormat
 

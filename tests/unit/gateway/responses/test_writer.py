@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tests.support.responses import sse
 
 from chorus_cluster.gateway import events as ev
-from chorus_cluster.gateway.responses.http_models import ResponseTool
 from chorus_cluster.gateway.responses.items import to_messages
+from chorus_cluster.gateway.responses.models import ResponseTool
 from chorus_cluster.gateway.responses.tools import read_tools
 from chorus_cluster.gateway.responses.writer import ResponseWriter, split_events
 

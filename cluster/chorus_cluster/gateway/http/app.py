@@ -15,20 +15,27 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from chorus_cluster.errors import ChorusError, InvalidRequest, ModelNotFound
-from chorus_cluster.gateway import http_models as wire
-from chorus_cluster.gateway.access import OPEN_PATHS, OWNER, Access, AccessMiddleware
+from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.http_chat import ChatForm
-from chorus_cluster.gateway.http_chunks import ChatCompletionChunk, event_stream
-from chorus_cluster.gateway.http_completions import CompletionBody, CompletionForm, TextCompletion, TextCompletionChunk
-from chorus_cluster.gateway.http_io import RequestMiddleware, error_response, json_response, read_body
-from chorus_cluster.gateway.http_response import GenerationResponse
-from chorus_cluster.gateway.http_tokens import add_token_routes, body_of, tokenize_chat_schema
-from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES, parse_chat_body, parse_json
-from chorus_cluster.gateway.responses.http_models import ResponsesBody
-from chorus_cluster.gateway.responses.http_routes import add_response_routes
+from chorus_cluster.gateway.http.access import OPEN_PATHS, OWNER, AccessMiddleware
+from chorus_cluster.gateway.http.generation import GenerationResponse
+from chorus_cluster.gateway.http.io import RequestMiddleware, error_response, json_response, read_body
+from chorus_cluster.gateway.http.responses import add_response_routes
+from chorus_cluster.gateway.http.slow_clients import ClientTimeoutMiddleware
+from chorus_cluster.gateway.http.tokens import add_token_routes, body_of, tokenize_chat_schema
+from chorus_cluster.gateway.openai import models as wire
+from chorus_cluster.gateway.openai.chat import ChatForm
+from chorus_cluster.gateway.openai.chunks import ChatCompletionChunk, event_stream
+from chorus_cluster.gateway.openai.completions import (
+    CompletionBody,
+    CompletionForm,
+    TextCompletion,
+    TextCompletionChunk,
+)
+from chorus_cluster.gateway.openai.parse import DEFAULT_MAX_BODY_BYTES, parse_chat_body, parse_json
+from chorus_cluster.gateway.responses.models import ResponsesBody
 from chorus_cluster.gateway.responses.service import ResponsesService
-from chorus_cluster.gateway.slow_clients import DEFAULT_CLIENT_TIMEOUT_S, ClientTimeoutMiddleware
+from chorus_cluster.gateway.slow_clients import DEFAULT_CLIENT_TIMEOUT_S
 from chorus_protos.v1 import engine_pb2
 
 TIMEOUT_HEADER = "x-request-timeout-s"

@@ -1,10 +1,10 @@
-"""What a stream's events hold, for the OpenAPI pages. `sse.py` and `http_completions.py` write them."""
+"""What a stream's events hold, for the OpenAPI pages. `sse.py` and `completions.py` write them."""
 
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from chorus_cluster.gateway.http_models import ChoiceLogprobs, Usage
+from chorus_cluster.gateway.openai.models import ChoiceLogprobs, Usage
 
 
 class CallFunctionDelta(BaseModel):

@@ -7,8 +7,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from chorus_cluster.errors import ChorusError
-from chorus_cluster.gateway.http_io import LeaveWatch, json_response
-from chorus_cluster.gateway.http_response import EVENT_STREAM_HEADERS, send_piece
+from chorus_cluster.gateway.http.generation import EVENT_STREAM_HEADERS, send_piece
+from chorus_cluster.gateway.http.io import LeaveWatch, json_response
 from chorus_cluster.gateway.responses.request import ResponseRequest
 from chorus_cluster.gateway.responses.run import shown_error
 from chorus_cluster.gateway.responses.service import ResponsesService, Started

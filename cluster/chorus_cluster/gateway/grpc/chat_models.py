@@ -7,8 +7,8 @@ from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.choices import total
 from chorus_cluster.gateway.completion import Completion
-from chorus_cluster.gateway.formats import json_schema_format, parse_structured_outputs
-from chorus_cluster.gateway.parse import parse_json
+from chorus_cluster.gateway.openai.formats import json_schema_format, parse_structured_outputs
+from chorus_cluster.gateway.openai.parse import parse_json
 from chorus_cluster.gateway.request import SAMPLING_FIELDS, ChatRequest, OutputFormat, ToolChoice
 from chorus_cluster.harmony.conversation import Effort, Message, Role, Tool, ToolCall
 from chorus_protos.v1 import chat_pb2, completion_pb2

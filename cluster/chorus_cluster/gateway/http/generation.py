@@ -12,7 +12,7 @@ from chorus_cluster.errors import ChorusError, to_client_error
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.choices import close_all, merged, together
 from chorus_cluster.gateway.completion import Completion, collect
-from chorus_cluster.gateway.http_io import LeaveWatch, json_response
+from chorus_cluster.gateway.http.io import LeaveWatch, json_response
 from chorus_cluster.gateway.stream import ChatStream
 
 logger = logging.getLogger(__name__)

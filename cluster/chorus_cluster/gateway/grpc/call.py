@@ -21,9 +21,9 @@ from chorus_cluster.errors import ChorusError, ClientTooSlow, InvalidRequest, Pa
 from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.choices import close_all
-from chorus_cluster.gateway.grpc_service import Malformed
-from chorus_cluster.gateway.grpc_status import DETAILS_KEY, status_details
-from chorus_cluster.gateway.parse import DEFAULT_MAX_BODY_BYTES
+from chorus_cluster.gateway.grpc.service import Malformed
+from chorus_cluster.gateway.grpc.status import DETAILS_KEY, status_details
+from chorus_cluster.gateway.openai.parse import DEFAULT_MAX_BODY_BYTES
 from chorus_cluster.gateway.request_id import new_request_id, request_id
 from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.gateway.slow_clients import DEFAULT_CLIENT_TIMEOUT_S, SendTimer

@@ -6,11 +6,11 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from chorus_cluster.gateway.access import OWNER
-from chorus_cluster.gateway.http_io import json_response, read_body
-from chorus_cluster.gateway.parse import parse_json
-from chorus_cluster.gateway.responses import http_models as wire
-from chorus_cluster.gateway.responses.answer import ResponseAnswer, StoredEvents
+from chorus_cluster.gateway.http.access import OWNER
+from chorus_cluster.gateway.http.io import json_response, read_body
+from chorus_cluster.gateway.http.response_events import ResponseAnswer, StoredEvents
+from chorus_cluster.gateway.openai.parse import parse_json
+from chorus_cluster.gateway.responses import models as wire
 from chorus_cluster.gateway.responses.items import Item
 from chorus_cluster.gateway.responses.listing import DEFAULT_LISTED, MAX_LISTED, check_number, page_of
 from chorus_cluster.gateway.responses.parse import parse_response_body

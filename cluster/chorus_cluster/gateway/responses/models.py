@@ -1,10 +1,10 @@
-"""The wire models of /v1/responses: types only, as in `chorus_cluster.gateway.http_models`."""
+"""The wire models of /v1/responses: types only, as in `chorus_cluster.gateway.openai.models`."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from chorus_cluster.gateway.http_models import Elements, GenerationBody
+from chorus_cluster.gateway.openai.models import Elements, GenerationBody
 
 # How an item without a type is read: as a message, which clients may shorten to role and content.
 MESSAGE = "message"

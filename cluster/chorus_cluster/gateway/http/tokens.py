@@ -8,9 +8,9 @@ from starlette.responses import Response
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.chat import ChatService
-from chorus_cluster.gateway.http_io import json_response, read_body
-from chorus_cluster.gateway.http_models import Elements
-from chorus_cluster.gateway.parse import parse_body, parse_chat_body, parse_json
+from chorus_cluster.gateway.http.io import json_response, read_body
+from chorus_cluster.gateway.openai.models import Elements
+from chorus_cluster.gateway.openai.parse import parse_body, parse_chat_body, parse_json
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_cluster.gateway.tokens import detokenize, tokenize
 from chorus_vocabulary.token_table import token_text

@@ -3,11 +3,11 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
-from chorus_cluster.gateway.grpc_call import Call, GrpcContext, GrpcMethods, Reading
-from chorus_cluster.gateway.grpc_service import Malformed
-from chorus_cluster.gateway.responses.grpc_models import event_to_pb, page_to_pb, response_to_pb
-from chorus_cluster.gateway.responses.grpc_names import ORDERS, word
-from chorus_cluster.gateway.responses.grpc_request import body_from_pb
+from chorus_cluster.gateway.grpc.call import Call, GrpcContext, GrpcMethods, Reading
+from chorus_cluster.gateway.grpc.responses.models import event_to_pb, page_to_pb, response_to_pb
+from chorus_cluster.gateway.grpc.responses.names import ORDERS, word
+from chorus_cluster.gateway.grpc.responses.request import body_from_pb
+from chorus_cluster.gateway.grpc.service import Malformed
 from chorus_cluster.gateway.responses.listing import DEFAULT_LISTED, MAX_LISTED, check_number, page_of
 from chorus_cluster.gateway.responses.parse import parse_response_body
 from chorus_cluster.gateway.responses.request import ResponseRequest

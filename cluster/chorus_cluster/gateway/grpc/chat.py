@@ -6,9 +6,9 @@ from contextlib import aclosing
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.choices import close_all, merged, together, total
 from chorus_cluster.gateway.completion import collect
-from chorus_cluster.gateway.grpc_call import Call, GrpcContext, GrpcMethods, Reading
-from chorus_cluster.gateway.grpc_models import completion_to_pb, deltas_to_pb, request_from_pb, usage_to_pb
-from chorus_cluster.gateway.grpc_service import Malformed
+from chorus_cluster.gateway.grpc.call import Call, GrpcContext, GrpcMethods, Reading
+from chorus_cluster.gateway.grpc.chat_models import completion_to_pb, deltas_to_pb, request_from_pb, usage_to_pb
+from chorus_cluster.gateway.grpc.service import Malformed
 from chorus_cluster.gateway.stream import ChatStream
 from chorus_cluster.gateway.tokens import detokenize, tokenize
 from chorus_cluster.gateway.validate import check_model

@@ -7,9 +7,9 @@ What these say is made in one place, for both protocols: `body.py` and `writer.p
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from chorus_cluster.gateway.responses import grpc_names as names
+from chorus_cluster.gateway.grpc.responses import names
+from chorus_cluster.gateway.grpc.responses.tools import text_format_to_pb, tool_choice_to_pb, tool_to_pb
 from chorus_cluster.gateway.responses.body import Body
-from chorus_cluster.gateway.responses.grpc_tools import text_format_to_pb, tool_choice_to_pb, tool_to_pb
 from chorus_cluster.gateway.responses.items import Item
 from chorus_protos.v1 import chat_pb2
 from chorus_protos.v1 import responses_pb2 as pb

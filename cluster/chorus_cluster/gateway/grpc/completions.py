@@ -7,9 +7,9 @@ from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.choices import close_all, merged, together, total_of_prompts
 from chorus_cluster.gateway.completion import Completion, collect
-from chorus_cluster.gateway.grpc_call import Call, GrpcContext, GrpcMethods, Reading
-from chorus_cluster.gateway.grpc_models import logprob_to_pb, sampling_from_pb, usage_to_pb
-from chorus_cluster.gateway.grpc_service import Malformed
+from chorus_cluster.gateway.grpc.call import Call, GrpcContext, GrpcMethods, Reading
+from chorus_cluster.gateway.grpc.chat_models import logprob_to_pb, sampling_from_pb, usage_to_pb
+from chorus_cluster.gateway.grpc.service import Malformed
 from chorus_cluster.gateway.request import DEFAULT_TEXT_TOKENS, TextRequest
 from chorus_cluster.gateway.stream import ChatStream
 from chorus_cluster.gateway.validate import MAX_CHOICES

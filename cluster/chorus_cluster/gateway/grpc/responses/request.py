@@ -3,9 +3,8 @@
 from typing import Any, Final
 
 from chorus_cluster.errors import InvalidRequest
-from chorus_cluster.gateway.grpc_models import json_object
-from chorus_cluster.gateway.request import SAMPLING_FIELDS
-from chorus_cluster.gateway.responses.grpc_names import (
+from chorus_cluster.gateway.grpc.chat_models import json_object
+from chorus_cluster.gateway.grpc.responses.names import (
     EFFORTS,
     ROLES,
     SERVICE_TIERS,
@@ -13,6 +12,7 @@ from chorus_cluster.gateway.responses.grpc_names import (
     TRUNCATIONS,
     word,
 )
+from chorus_cluster.gateway.request import SAMPLING_FIELDS
 from chorus_cluster.gateway.responses.parse import LOGPROBS, SEALED_REASONING, check_num_items, check_num_parts
 from chorus_cluster.gateway.validate import check_size
 from chorus_protos.v1 import responses_pb2 as pb

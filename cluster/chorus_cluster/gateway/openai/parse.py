@@ -9,13 +9,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from chorus_cluster.errors import InvalidRequest
-from chorus_cluster.gateway.formats import (
+from chorus_cluster.gateway.openai.formats import (
     parse_priority,
     parse_response_format,
     parse_structured_outputs,
     parse_tool_choice,
 )
-from chorus_cluster.gateway.http_models import (
+from chorus_cluster.gateway.openai.models import (
     ChatCompletionBody,
     ChatMessage,
     ContentPart,

@@ -6,9 +6,9 @@ Clients of HTTP are given these back as they sent them, with whatever else they 
 from collections.abc import Mapping
 from typing import Any
 
-from chorus_cluster.gateway.responses import grpc_names as names
-from chorus_cluster.gateway.responses.grpc_names import text
-from chorus_cluster.gateway.sse import encode
+from chorus_cluster.gateway.grpc.responses import names
+from chorus_cluster.gateway.grpc.responses.names import text
+from chorus_cluster.gateway.openai.sse import encode
 from chorus_protos.v1 import chat_pb2
 from chorus_protos.v1 import responses_pb2 as pb
 

@@ -10,10 +10,10 @@ from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.choices import total_of_prompts
 from chorus_cluster.gateway.completion import Completion
-from chorus_cluster.gateway.http_models import Elements, GenerationBody, Usage
-from chorus_cluster.gateway.parse import parse_body, sampling_fields, stream_flags
+from chorus_cluster.gateway.openai.models import Elements, GenerationBody, Usage
+from chorus_cluster.gateway.openai.parse import parse_body, sampling_fields, stream_flags
+from chorus_cluster.gateway.openai.sse import DONE, encode, error_events, finite_logprob, usage_body
 from chorus_cluster.gateway.request import DEFAULT_TEXT_TOKENS, TextRequest
-from chorus_cluster.gateway.sse import DONE, encode, error_events, finite_logprob, usage_body
 from chorus_cluster.gateway.stream import ChatStream
 from chorus_cluster.gateway.validate import MAX_CHOICES
 
