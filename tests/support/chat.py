@@ -23,6 +23,6 @@ def encode(text: str) -> list[int]:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     """Waits for what happens in a few event loop steps; the test's timeout ends it otherwise."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.001)
