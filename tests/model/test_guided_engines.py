@@ -75,6 +75,12 @@ def ask(count: int, *messages: GuidedMessage, budget: int | None = None) -> list
     ]
 
 
+def raw(count: int) -> list[GenerationRequest]:
+    """Whose answers are the grammar's text alone."""
+    spec = GuideSpec((), (GuidedMessage((), frozenset(STOP_TOKEN_IDS), GRAMMAR),))
+    return [replace(asked, guide=spec) for asked in ask(count, ANSWER)]
+
+
 def answers(engine: Engine, asked: Sequence[GenerationRequest]) -> dict[str, Answer]:
     for request in asked:
         engine.guides.prepare(request)
@@ -119,6 +125,7 @@ def test_answers_calls_and_reasoning_side_by_side(engine: Engine) -> None:
         "answer": ask(2, ANSWER),
         "call": ask(2, *CALLS),
         "reasoned": ask(3, REASONING, ANSWER, budget=2),
+        "raw": raw(3),
         "free": [replace(asked, guide=None, max_tokens=9) for asked in ask(1, ANSWER)],
     }
     asked = [replace(one, request_id=f"{kind} {i}") for kind, some in kinds.items() for i, one in enumerate(some)]
@@ -131,6 +138,9 @@ def test_answers_calls_and_reasoning_side_by_side(engine: Engine) -> None:
             check_json(split(tokens, ANSWER), RETURN)
         elif kind == "call":
             check_call(tokens)
+        elif kind == "raw":
+            check_json(tokens, tokens[-1])
+            assert tokens[-1] in STOP_TOKEN_IDS
         else:
             check_reasoned(tokens, budget=2)
     assert engine.stats.guide_interventions.keys() >= {"header", "grammar", "reasoning_budget"}

@@ -37,17 +37,18 @@ def request_from_pb(request: engine_pb2.GenerateRequest, info: RunnerInfo) -> Ge
         raise _invalid("num_resumed_tokens", "must be less than the number of prompt_token_ids")
     if len(request.cache_salt.encode()) > MAX_CACHE_SALT_BYTES:
         raise _invalid("cache_salt", f"must have at most {MAX_CACHE_SALT_BYTES} bytes")
+    params = params_from_pb(request.sampling, info)
     return GenerationRequest(
         request_id=request.request_id,
         prompt_token_ids=prompt_token_ids,
-        params=params_from_pb(request.sampling, info),
+        params=params,
         max_tokens=request.max_tokens,
         num_resumed_tokens=request.num_resumed_tokens,
         arrival_time=time.monotonic(),
         deadline=_deadline(request),
         priority=request.priority,
         cache_salt=request.cache_salt,
-        guide=guide_from_pb(request.guide, info) if request.HasField("guide") else None,
+        guide=guide_from_pb(request.guide, info, params.stop_token_ids) if request.HasField("guide") else None,
     )
 
 

@@ -14,14 +14,19 @@ MAX_END_TOKENS = 16
 MAX_GRAMMAR_BYTES = 256 * 1024
 
 
-def guide_from_pb(guide: engine_pb2.Guide, info: RunnerInfo) -> GuideSpec:
-    """Checks a guide and converts it. Errors: Refused with INVALID_ARGUMENT, naming the field."""
+def guide_from_pb(guide: engine_pb2.Guide, info: RunnerInfo, stop_token_ids: frozenset[int]) -> GuideSpec:
+    """Checks a guide and converts it. `stop_token_ids`: the request's, which end an answer without markup.
+
+    Errors: Refused with INVALID_ARGUMENT, naming the field.
+    """
     if not 0 < len(guide.messages) <= MAX_MESSAGES:
         raise _invalid("guide.messages", f"must have 1 to {MAX_MESSAGES} entries")
     if len(guide.grammars) > MAX_GRAMMARS:
         raise _invalid("guide.grammars", f"must have at most {MAX_GRAMMARS} entries")
-    _check_tokens("guide.opening", guide.opening, MAX_HEADER_TOKENS, info)
     grammars = [_grammar(grammar, f"guide.grammars[{i}]") for i, grammar in enumerate(guide.grammars)]
+    if not all(message.header for message in guide.messages):
+        return _without_markup(guide, grammars, stop_token_ids)
+    _check_tokens("guide.opening", guide.opening, MAX_HEADER_TOKENS, info)
     return GuideSpec(
         opening=tuple(guide.opening),
         messages=tuple(
@@ -32,15 +37,35 @@ def guide_from_pb(guide: engine_pb2.Guide, info: RunnerInfo) -> GuideSpec:
     )
 
 
+def _without_markup(guide: engine_pb2.Guide, grammars: list[Grammar], stop_token_ids: frozenset[int]) -> GuideSpec:
+    """Of an answer that is the text of one grammar."""
+    if len(guide.messages) > 1:
+        raise _invalid("guide.messages", "must have a header each, or be a single one")
+    if guide.opening or guide.reasons_once or guide.HasField("max_reasoning_tokens"):
+        raise _invalid("guide", "must have no opening and no limits of reasoning without a header")
+    message = guide.messages[0]
+    if message.end_token_ids or message.is_reasoning:
+        raise _invalid("guide.messages[0]", "must have no end_token_ids and be no reasoning without a header")
+    if (grammar := _grammar_of(message, "guide.messages[0]", grammars)) is None:
+        raise _invalid("guide.messages[0].grammar", "must be set without a header")
+    if not stop_token_ids:
+        raise _invalid("sampling.stop_token_ids", "must not be empty: nothing else ends an answer without markup")
+    return GuideSpec((), (GuidedMessage((), stop_token_ids, grammar),))
+
+
 def _message(message: engine_pb2.GuidedMessage, field: str, grammars: list[Grammar], info: RunnerInfo) -> GuidedMessage:
     _check_tokens(f"{field}.header", message.header, MAX_HEADER_TOKENS, info)
     _check_tokens(f"{field}.end_token_ids", message.end_token_ids, MAX_END_TOKENS, info)
-    grammar = None
-    if message.HasField("grammar"):
-        if message.grammar >= len(grammars):
-            raise _invalid(f"{field}.grammar", f"must be less than the number of grammars, {len(grammars)}")
-        grammar = grammars[message.grammar]
+    grammar = _grammar_of(message, field, grammars)
     return GuidedMessage(tuple(message.header), frozenset(message.end_token_ids), grammar, message.is_reasoning)
+
+
+def _grammar_of(message: engine_pb2.GuidedMessage, field: str, grammars: list[Grammar]) -> Grammar | None:
+    if not message.HasField("grammar"):
+        return None
+    if message.grammar >= len(grammars):
+        raise _invalid(f"{field}.grammar", f"must be less than the number of grammars, {len(grammars)}")
+    return grammars[message.grammar]
 
 
 def _grammar(grammar: engine_pb2.Grammar, field: str) -> Grammar:

@@ -265,6 +265,7 @@ class Guide(_message.Message):
     """The messages of harmony that an answer may consist of, in any order and number. In headers, and in bodies with a
     grammar, only what fits is drawn. In other bodies anything may be, but a stop token that would end the answer there
     although the message does not list it.
+    Or one grammar for the whole answer, from its first token on, with no markup around it: see GuidedMessage.header.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -323,12 +324,16 @@ class GuidedMessage(_message.Message):
     @_builtins.property
     def header(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Its header, up to the token after which the body begins. That of the answer's first message begins with the first
-        generated token. At most 256.
+        generated token. At most 256. Empty: the answer is this body and nothing else. Then the message is the guide's only
+        one and has a grammar, and the guide has no opening and no limits of reasoning.
         """
 
     @_builtins.property
     def end_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens that end its body: END, and the stop tokens that may end the answer there."""
+        """Tokens that end its body: END, and the stop tokens that may end the answer there. None without a header: there
+        `sampling.stop_token_ids` end the answer, of which at least one is needed. They are drawn where the grammar's text
+        may end; those that are text also where the grammar allows that text, and end the answer there too.
+        """
 
     def __init__(
         self,

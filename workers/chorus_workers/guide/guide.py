@@ -4,6 +4,8 @@ Between two messages and in headers, and in bodies that have a grammar, only wha
 anything may, and no mask is made: that costs nothing. Two things are noticed there after the fact: that the body ended,
 and a stop token that would end the answer where it must not end, in the middle of the reasoning, say. Such a token is
 drawn again.
+
+An answer that is one grammar's text is a message whose header is over before it begins.
 """
 
 from collections.abc import Mapping
@@ -46,7 +48,7 @@ class Guide:
 
     def __init__(self, spec: GuideSpec, columns: Columns, matchers: Mapping[Grammar, Matcher]) -> None:
         """matchers: of all the spec's grammars, at their beginnings. Errors: GrammarError, where the model's vocabulary
-        can't write any header."""
+        can't write any header, or an end."""
         self._columns = columns
         self._matchers = matchers
         # Tokens of reasoning that are left.
@@ -55,17 +57,21 @@ class Guide:
         # Headers of all messages, and of those that are no reasoning, for when none of it is left.
         answers = [message for message in spec.messages if not message.is_reasoning]
         self._roots = (build_tree(spec.messages, columns), build_tree(answers, columns))
-        if not self._root.children:
+        if (alone := self._root.message) is not None:
+            if not any(columns.only(alone.end_token_ids)):
+                raise GrammarError("the model's vocabulary has none of the stop tokens")
+        elif not self._root.children:
             raise GrammarError("the model's vocabulary can't write any of the headers")
         self._openings = (prepend(spec.opening, self._roots[0]), prepend(spec.opening, self._roots[1]))
-        # Where a header is being written; None in a body.
-        self._node: HeaderNode | None = self._root
         # Stop tokens that may come instead of another message.
         self._closings: frozenset[int] = frozenset()
         self._message: GuidedMessage | None = None
         self._matcher: Matcher | None = None
         # Whether a token that would have ended the answer was refused: the next draw is at its place.
         self._may_not_stop = False
+        # Where a header is being written; None in a body.
+        self._node: HeaderNode | None = None
+        self._go_to(self._root)
 
     @property
     def constraint(self) -> Constraint | None:
@@ -141,6 +147,10 @@ class Guide:
             if token_id not in STOP_TOKEN_IDS:
                 raise GrammarError("the answer so far doesn't follow its guide")
             return
+        self._go_to(node)
+
+    def _go_to(self, node: HeaderNode) -> None:
+        """A place in a header, or the body behind it."""
         self._node = node
         if node.message is not None:
             self._node, self._message = None, node.message

@@ -32,6 +32,7 @@ def build_tree(messages: Iterable[GuidedMessage], columns: Columns) -> HeaderNod
         node = root
         for token_id in message.header:
             node = node.children.setdefault(token_id, HeaderNode())
+        # Of a message without a header, that is the root.
         node.message = message
     return root
 

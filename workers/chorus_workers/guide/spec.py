@@ -25,9 +25,10 @@ class Grammar:
 class GuidedMessage:
     """A message that the answer may have."""
 
-    # Its header, `<|message|>` included. The answer's first header begins with the first generated token.
+    # Its header, `<|message|>` included. The answer's first header begins with the first generated token. Empty: the
+    # answer is the body of this message, the only one.
     header: Sequence[int]
-    # What ends its body: END, and whichever stop tokens may end the answer there.
+    # What ends its body: END, and whichever stop tokens may end the answer there; without a header the request's.
     end_token_ids: frozenset[int]
     # What its body must be; None: anything.
     grammar: Grammar | None = None
