@@ -1,22 +1,36 @@
 """The demo model, asked as another gateway asks a vLLM engine."""
 
 import datetime
+import json
 import math
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import jsonschema
 import pytest
 from tests.support.vllm_protocol import Protocol, Stub
 from tests.unit.worker.conftest import start_worker
 
-from chorus_cluster.harmony.conversation import Conversation, Effort, Message, Role
-from chorus_cluster.harmony.deltas import AnswerDelta
+from chorus_cluster.harmony.conversation import Conversation, Effort, Message, Role, Tool
+from chorus_cluster.harmony.deltas import AnswerDelta, Delta, ToolCallArguments, ToolCallStarted
+from chorus_cluster.harmony.encoding import load_encoding
 from chorus_cluster.harmony.parser import StreamParser
 from chorus_cluster.harmony.render import render
+from chorus_vocabulary import CALL, CHANNEL, MESSAGE, RETURN
+from chorus_vocabulary.token_table import token_bytes
 from chorus_workers.config import WorkerConfig
 
 theirs = Protocol()
+SCHEMA = {
+    "type": "object",
+    "properties": {"sum": {"type": "integer"}},
+    "required": ["sum"],
+    "additionalProperties": False,
+}
+FINAL = load_encoding().encode("final")
+TOOL = Tool("add", "Adds two numbers.", SCHEMA)
 
 
 @pytest.fixture
@@ -62,3 +76,48 @@ async def test_the_demo_model_answers(stub: Any) -> None:
     assert list(whole.output_logprobs.token_ids) == token_ids
     assert list(whole.output_logprobs.token_logprobs) == pytest.approx(logprobs, abs=1e-4)
     assert whole.cached_tokens > 0
+
+
+async def ask(stub: Any, question: Conversation, *after: int, **sampling: Any) -> tuple[Any, list[Delta]]:
+    """What comes behind a rendered conversation and these tokens: the message, and what it says as harmony."""
+    request = theirs.GenerateRequest(
+        request_id="a",
+        tokenized=theirs.TokenizedInput(input_ids=[*render(question), *after]),
+        sampling_params=theirs.SamplingParams(temperature=0, max_tokens=200, **sampling),
+    )
+    (response,) = [response async for response in stub.Generate(request)]
+    parser = StreamParser(tuple(tool.name for tool in question.tools))
+    return response.complete, [*parser.feed(response.complete.output_ids), *parser.finish()]
+
+
+def asked(text: str, *tools: Tool) -> Conversation:
+    return Conversation((Message(Role.USER, text),), tools, Effort.LOW, datetime.date(2026, 11, 22))
+
+
+async def test_the_demo_model_under_constraints(stub: Any) -> None:
+    """A regex behind a header of the caller's; what a gateway asks for as a response format, and as a forced call."""
+    bare, _ = await ask(stub, asked("What is 2 + 3?"), CHANNEL, *FINAL, MESSAGE, regex="It is [0-9]+")
+    assert bare.finish_reason == "stop"
+    assert re.fullmatch(rb"It is [0-9]+", b"".join(map(token_bytes, bare.output_ids[:-1])))
+    content = {"type": "json_schema", "json_schema": SCHEMA}
+    answer_tag = {"begin": "<|channel|>final<|constrain|>json<|message|>", "content": content, "end": ""}
+    reasoning_tag = {"begin": "<|channel|>analysis<|message|>", "content": {"type": "any_text"}, "end": "<|end|>"}
+    triggers = ["<|channel|>analysis", "<|channel|>final"]
+    tags = {"type": "triggered_tags", "triggers": triggers, "tags": [reasoning_tag, answer_tag], "at_least_one": True}
+    whole, deltas = await ask(stub, asked("What is 2 + 3?"), structural_tag=json.dumps({"format": tags}))
+    assert whole.finish_reason == "stop" and whole.output_ids[-1] == RETURN
+    jsonschema.validate(json.loads("".join(d.text for d in deltas if isinstance(d, AnswerDelta))), SCHEMA)
+    begin = "<|channel|>commentary to=functions.add<|constrain|>json<|message|>"
+    forced = {"type": "tag", "begin": begin, "content": content, "end": ""}
+    whole, deltas = await ask(stub, asked("Hello!", TOOL), structural_tag=json.dumps({"format": forced}))
+    assert whole.finish_reason == "stop" and whole.output_ids[-1] == CALL
+    assert [delta.name for delta in deltas if isinstance(delta, ToolCallStarted)] == ["add"]
+    jsonschema.validate(json.loads("".join(d.text for d in deltas if isinstance(d, ToolCallArguments))), SCHEMA)
+    assert not any(isinstance(delta, AnswerDelta) for delta in deltas)
+
+
+async def test_the_demo_model_stops_at_a_string(stub: Any) -> None:
+    whole, _ = await ask(stub, asked("What is 2 + 3?"), stop=["<|message|>"])
+    assert (whole.finish_reason, whole.matched_stop_str, whole.output_ids[-1]) == ("stop", "<|message|>", MESSAGE)
+    whole, _ = await ask(stub, asked("What is 2 + 3?"), stop=["<|message|>", "5"], skip_special_tokens=True)
+    assert (whole.finish_reason, whole.matched_stop_str) == ("stop", "5")

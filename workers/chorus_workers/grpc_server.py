@@ -8,10 +8,11 @@ from grpc_reflection.v1alpha import reflection
 
 from chorus_protos.v1 import engine_pb2_grpc
 from chorus_protos.vllm import vllm_engine_pb2_grpc
-from chorus_workers import servicer, vllm_servicer
+from chorus_workers import servicer
 from chorus_workers.config import WorkerConfig
 from chorus_workers.servicer import EngineServicer, TokenService
-from chorus_workers.vllm_servicer import VllmEngineServicer
+from chorus_workers.vllm import servicer as vllm_servicer
+from chorus_workers.vllm.servicer import VllmEngineServicer
 
 _SERVICES = (servicer.SERVICE_NAME, vllm_servicer.SERVICE_NAME)
 # A prompt of 131,072 ids is below 0.5 MB; a logit bias or a list of stop tokens is bounded in convert.py.

@@ -366,7 +366,7 @@ class Grammar(_message.Message):
     """As JSON text."""
     regex: _builtins.str
     lark: _builtins.str
-    """In the dialect of llguidance."""
+    """In the dialect of llguidance; or in EBNF, whose rules are `name ::= ...`, from `root` on."""
     def __init__(
         self,
         *,

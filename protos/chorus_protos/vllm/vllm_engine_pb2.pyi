@@ -86,8 +86,9 @@ class SamplingParams(_message.Message):
     min_tokens: _builtins.int
     """Not served."""
     skip_special_tokens: _builtins.bool
-    """These two concern text alone."""
+    """Whether special tokens are no text to `stop`. Else their names are: "<|end|>"."""
     spaces_between_special_tokens: _builtins.bool
+    """Concerns text alone."""
     ignore_eos: _builtins.bool
     """Whether the model's own end tokens don't end the answer; stop_token_ids do all the same."""
     n: _builtins.int
@@ -95,7 +96,9 @@ class SamplingParams(_message.Message):
     json_schema: _builtins.str
     regex: _builtins.str
     grammar: _builtins.str
+    """In llguidance's dialect of Lark, or in EBNF."""
     structural_tag: _builtins.str
+    """JSON in xgrammar's format."""
     json_object: _builtins.bool
     logprobs: _builtins.int
     """How many alternatives to each token, at most 20. -1, the whole vocabulary, is not served."""
@@ -103,14 +106,14 @@ class SamplingParams(_message.Message):
     """Not served."""
     seed: _builtins.int
     include_stop_str_in_output: _builtins.bool
-    """Without stop strings it changes nothing."""
+    """Concerns text alone."""
     truncate_prompt_tokens: _builtins.int
     """Not served."""
     grammar_from_first_token: _builtins.bool
-    """Without a constraint it changes nothing."""
+    """Whether no reasoning may come before structural tags; other constraints begin with the first token anyway."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Not served: workers know no text."""
+        """At most 64, of up to 1024 characters. The answer ends with the token that completes one of them."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...

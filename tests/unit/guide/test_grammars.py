@@ -141,6 +141,8 @@ def test_white_space_has_an_end() -> None:
         (GrammarKind.REGEX, "[a-c]{3}(-[0-9]+)?", "[a-c]{3}(-[0-9]+)?"),
         (GrammarKind.LARK, 'start: "yes" | "no" SPACE "thanks"\nSPACE: " "+', "yes|no +thanks"),
         (GrammarKind.LARK, 'start: "quo\\"te" | "bläu"', 'quo"te|bläu'),
+        # In EBNF.
+        (GrammarKind.LARK, 'root ::= "a"{2,3} more?\n# More.\nmore ::= "-" ("\\x41" | [0-2])', "a{2,3}(-(A|[0-2]))?"),
     ],
 )
 def test_what_a_grammar_lets_through_is_of_its_language(kind: GrammarKind, source: str, pattern: str) -> None:
@@ -167,6 +169,12 @@ def test_what_a_grammar_lets_through_is_of_its_language(kind: GrammarKind, sourc
         (GrammarKind.REGEX, "(?<=a)b", "regex"),
         (GrammarKind.LARK, "start: foo", "foo"),
         (GrammarKind.LARK, "start: <|end|>", "special token"),
+        (GrammarKind.LARK, "root ::= more", "Rule 'more' not found"),
+        (GrammarKind.LARK, 'more ::= "a"', "No 'root' rule"),
+        (GrammarKind.LARK, 'root ::= "a', "Unexpected end of input"),
+        (GrammarKind.LARK, f'root ::= {"(" * 4000}"a"{")" * 4000}', "nests too deeply"),
+        (GrammarKind.LARK, f'root ::= "a"{{{"9" * 5000}}}', "a number in it is too large"),
+        (GrammarKind.LARK, f'root ::= "{"a" * 20_000}"', "at most 16384 characters"),
     ],
 )
 def test_what_cannot_be_enforced_is_refused(kind: GrammarKind, source: str, says: str) -> None:
@@ -191,6 +199,8 @@ def test_markup_cannot_be_had_by_its_number() -> None:
         (GrammarKind.REGEX, "(.*){1,50}x(.*){1,50}y"),
         (GrammarKind.JSON_SCHEMA, json.dumps({"enum": [f"value {i}" for i in range(20_000)]})),
         (GrammarKind.JSON_SCHEMA, json.dumps({"type": "string", "pattern": "^(a|b|ab)*c{1,1000}$"})),
+        (GrammarKind.LARK, 'root ::= "a"{1,1000000000}'),
+        (GrammarKind.LARK, "".join(f"a{i}::=a{i + 1}\n" for i in range(1200)) + 'a1200::="a"\nroot::=a0'),
     ],
 )
 @pytest.mark.timeout(20)

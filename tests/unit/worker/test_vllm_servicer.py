@@ -20,8 +20,8 @@ from chorus_protos.v1 import engine_pb2
 from chorus_protos.vllm import vllm_engine_pb2
 from chorus_workers.config import WorkerConfig
 from chorus_workers.runner.fake import FakeModel
-from chorus_workers.vllm_convert import requests_from_vllm
-from chorus_workers.vllm_servicer import VllmEngineServicer
+from chorus_workers.vllm.convert import requests_from_vllm
+from chorus_workers.vllm.servicer import VllmEngineServicer
 from chorus_workers.worker import Worker
 
 theirs = Protocol()
@@ -126,7 +126,9 @@ async def test_a_cached_prompt_is_counted(stub: Any) -> None:
 @pytest.mark.parametrize(
     ("sampling", "field"),
     [
-        ({"stop": ["."]}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["a" * 1025]}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
         ({"min_tokens": 1}, "min_tokens"),
         ({"n": 129}, "n"),
         ({"logprobs": -1}, "logprobs"),
@@ -134,11 +136,16 @@ async def test_a_cached_prompt_is_counted(stub: Any) -> None:
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"truncate_prompt_tokens": 2}, "truncate_prompt_tokens"),
         ({"json_schema": ""}, "json_schema"),
-        ({"regex": "a"}, "regex"),
+        ({"json_schema": " " * 262145}, "json_schema"),
+        ({"regex": "("}, "regex"),
         ({"grammar": "a"}, "grammar"),
+        ({"grammar": "root ::= a"}, "grammar"),
         ({"structural_tag": "a"}, "structural_tag"),
+        ({"structural_tag": '{"format": {"type": "regex", "pattern": "("}}'}, "structural_tag"),
         ({"json_object": False}, "json_object"),
-        ({"choice": theirs.ChoiceConstraint(choices=["a"])}, "choice"),
+        ({"choice": theirs.ChoiceConstraint()}, "choice"),
+        ({"choice": theirs.ChoiceConstraint(choices=["a"] * 1025)}, "choice"),
+        ({"regex": "a", "ignore_eos": True}, "stop_token_ids"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": 2}, "top_p"),
@@ -222,6 +229,8 @@ def test_every_sampling_parameter_arrives() -> None:
         spaces_between_special_tokens=True,
         include_stop_str_in_output=True,
         grammar_from_first_token=True,
+        # Found outside of the engine.
+        stop=["."],
         n=1,
     )
     assert request.sampling == engine_pb2.SamplingParams(

@@ -4,6 +4,7 @@ llguidance speaks of text. It gets the tokens that the logits have columns for a
 column; what is forced it splits into tokens as the model's tokenizer would. Tokens of markup are none of it.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +15,10 @@ import llguidance
 import numpy as np
 
 from chorus_vocabulary import NUM_TEXT_TOKENS
-from chorus_vocabulary.token_table import SPLIT_PATTERN, load_token_table
 from chorus_workers.guide.columns import Columns, TokenMask
 from chorus_workers.guide.json_schema import read_schema
 from chorus_workers.guide.spec import Grammar, GrammarKind
+from chorus_workers.guide.tokenizer import build_tokenizer
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -38,7 +39,10 @@ _JSON_OPTIONS: "JsonCompileOptions" = {
 _LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=20_000_000, max_lexer_states=100_000, max_grammar_size=500_000, verbose_errors=False
 )
-_END = "<|end of text|>"
+# A rule as EBNF has it; no line of Lark begins so.
+_EBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
+# Its translation is Python's work, and quadratic at worst: a third of a second.
+_MAX_EBNF_LENGTH = 16 * 1024
 
 
 class GrammarError(Exception):
@@ -82,7 +86,7 @@ class Grammars:
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._loading = Lock()
         self._text = columns.only(token_id for token_id in columns.token_ids if token_id < NUM_TEXT_TOKENS)
-        # Behind the columns: bytes that no column spells alone, which merges begin with; and the end of a text.
+        # llguidance's, behind those of the logits: stands for the end of a text.
         self._end_column = 0
         self._num_words = 0
 
@@ -133,31 +137,9 @@ class Grammars:
     def _load(self) -> llguidance.LLTokenizer:
         with self._loading:
             if self._tokenizer is None:
-                self._tokenizer = self._build_tokenizer()
+                self._tokenizer, self._end_column = build_tokenizer(self._columns.token_ids)
+                self._num_words = -(-(self._end_column + 1) // 32)
             return self._tokenizer
-
-    def _build_tokenizer(self) -> llguidance.LLTokenizer:
-        table, token_ids = load_token_table(), self._columns.token_ids
-        columns = {
-            table.blob[table.offsets[token_id] : table.offsets[token_id + 1]]: column
-            for column, token_id in enumerate(token_ids)
-            if token_id < NUM_TEXT_TOKENS
-        }
-        end = len(token_ids)
-        for byte in map(int.to_bytes, range(256)):
-            if byte not in columns:
-                columns[byte] = end
-                end += 1
-        self._end_column, self._num_words = end, -(-(end + 1) // 32)
-        tokenizer: llguidance.LLTokenizer = llguidance.LLTokenizer.from_tiktoken(  # type: ignore[attr-defined]
-            encoder=columns,
-            special_tokens={_END: end},
-            pattern=SPLIT_PATTERN,
-            eos_token=end,
-            n_vocab=end + 1,
-            slices=llguidance.LLTokenizer.json_slices(),
-        )
-        return tokenizer
 
 
 def _write_json_schema(source: str) -> str:
@@ -165,10 +147,22 @@ def _write_json_schema(source: str) -> str:
     return llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
 
 
+def _write_grammar(source: str) -> str:
+    """Of Lark, or of EBNF, which llguidance translates to it."""
+    if _EBNF_RULE.search(source) is None:
+        return llguidance.LLMatcher.grammar_from_lark(source)
+    if len(source) > _MAX_EBNF_LENGTH:
+        raise ValueError(f"an EBNF grammar may have at most {_MAX_EBNF_LENGTH} characters; one in Lark may have more")
+    try:
+        return llguidance.grammar_from("ebnf", source)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("Failed to convert the grammar from GBNF to Lark: ")) from None
+
+
 _WRITERS: dict[GrammarKind, Callable[[str], str]] = {
     GrammarKind.JSON_SCHEMA: _write_json_schema,
     GrammarKind.REGEX: llguidance.LLMatcher.grammar_from_regex,
-    GrammarKind.LARK: llguidance.LLMatcher.grammar_from_lark,
+    GrammarKind.LARK: _write_grammar,
 }
 
 
@@ -177,6 +171,8 @@ _PLAIN_WORDS = {
     "NoExtension": "no text fits it",
     "LexerTooComplex": "it is too complex",
     "ParserTooComplex": "it is too complex",
+    "maximum recursion depth": "it nests too deeply",
+    "Exceeds the limit": "a number in it is too large",
     "Resource '": "it refers to a schema elsewhere, and none is fetched",
 }
 

@@ -15,7 +15,7 @@ class GrammarKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A JSON schema as JSON text, a regular expression, or a grammar in llguidance's dialect of Lark."""
+    """A JSON schema as JSON text, a regular expression, or a grammar in llguidance's dialect of Lark or in EBNF."""
 
     kind: GrammarKind
     source: str

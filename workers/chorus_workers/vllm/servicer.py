@@ -4,10 +4,12 @@ Statuses are those of EngineService; besides, an answer that its deadline ends i
 alone is INTERNAL, since vLLM's finish reasons have neither.
 """
 
+import asyncio
 import datetime
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,13 +18,16 @@ import grpc
 from chorus_protos.v1 import engine_pb2
 from chorus_protos.vllm import vllm_engine_pb2, vllm_engine_pb2_grpc
 from chorus_vocabulary import ENDOFTEXT, START_OF_TEXT, STOP_TOKEN_IDS
+from chorus_vocabulary.token_table import load_token_table
 from chorus_workers import convert
 from chorus_workers.config import WorkerConfig
 from chorus_workers.engine.request import Refused
 from chorus_workers.engine.stream import EngineDeadError
 from chorus_workers.merged import merged
 from chorus_workers.servicer import Context, TokenService, abort_refused, answer
-from chorus_workers.vllm_convert import MAX_ANSWERS, AnswerWriter, answer_id, refusal_to_vllm, requests_from_vllm
+from chorus_workers.stop_strings import until_stop
+from chorus_workers.vllm.convert import MAX_ANSWERS, AnswerWriter, answer_id, requests_from_vllm, stop_strings
+from chorus_workers.vllm.refusals import refusal_to_vllm
 
 SERVICE_NAME = vllm_engine_pb2.DESCRIPTOR.services_by_name["VllmEngine"].full_name
 _SERVER_TYPE = "vllm-grpc"
@@ -47,32 +52,23 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):
     ) -> AsyncIterator[vllm_engine_pb2.GenerateResponse]:
         self._received_at = time.time()
         try:
-            ours = requests_from_vllm(request)
+            ours = await _converted(request)
         except Refused as refused:
             await abort_refused(context, convert.refusal_to_pb(refused.refusal).refusal)
-        writers = [AnswerWriter(request, index) for index in range(len(ours))]
-        async with aclosing(self._answers(ours, context)) as responses:
+        stops = [stop_strings(request.sampling_params) for _ in ours]
+        writers = [AnswerWriter(request, index, stops[index]) for index in range(len(ours))]
+        name_fields = partial(refusal_to_vllm, constraint=request.sampling_params.WhichOneof("constraint"))
+        streams = [
+            until_stop(answer(self._worker, one, context, name_fields), found)
+            for one, found in zip(ours, stops, strict=True)
+        ]
+        async with aclosing(_in_turn(streams)) as responses:
             async for index, response in responses:
                 if response.finish_reason in _FAILURES:
                     details = response.error_message or "the request's deadline passed"
                     await context.abort(_FAILURES[response.finish_reason], details)
                 for message in writers[index].messages(response):
                     yield message
-
-    async def _answers(
-        self, requests: Sequence[engine_pb2.GenerateRequest], context: Context
-    ) -> AsyncGenerator[tuple[int, engine_pb2.GenerateResponse], None]:
-        """The requests' responses with their indices. The first goes ahead, so that the others find its prompt's KV."""
-        streams = [answer(self._worker, request, context, name_fields=refusal_to_vllm) for request in requests]
-        async with aclosing(streams[0]) as first:
-            async for response in first:
-                yield 0, response
-                if len(streams) > 1:
-                    break
-            if len(streams) > 1:
-                async with aclosing(merged(streams)) as others:
-                    async for numbered in others:
-                        yield numbered
 
     async def Abort(self, request: vllm_engine_pb2.AbortRequest, context: Context) -> vllm_engine_pb2.AbortResponse:
         for request_id in request.request_ids:
@@ -148,3 +144,28 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):
             dp_rank_count=1,
             loads=[entry],
         )
+
+
+async def _converted(request: vllm_engine_pb2.GenerateRequest) -> list[engine_pb2.GenerateRequest]:
+    """Errors: Refused. What takes long is loaded beside the event loop."""
+    params = request.sampling_params
+    if params.stop:
+        await asyncio.to_thread(load_token_table)
+    if params.HasField("structural_tag"):
+        return await asyncio.to_thread(requests_from_vllm, request)
+    return requests_from_vllm(request)
+
+
+async def _in_turn(
+    streams: Sequence[AsyncGenerator[engine_pb2.GenerateResponse, None]],
+) -> AsyncGenerator[tuple[int, engine_pb2.GenerateResponse], None]:
+    """The answers' responses with their indices. The first goes ahead, so that the others find its prompt's KV."""
+    async with aclosing(streams[0]) as first:
+        async for response in first:
+            yield 0, response
+            if len(streams) > 1:
+                break
+        if len(streams) > 1:
+            async with aclosing(merged(streams)) as others:
+                async for numbered in others:
+                    yield numbered

@@ -1,7 +1,7 @@
 """Between vLLM's token-level protocol and ours. What ranges fields have is checked where ours are, in convert.py."""
 
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import Final
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -9,10 +9,13 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from chorus_protos.v1 import engine_pb2
 from chorus_protos.vllm import vllm_engine_pb2
 from chorus_vocabulary import STOP_TOKEN_IDS
-from chorus_workers.engine.request import Refusal, RefusalReason, Refused
+from chorus_workers.stop_strings import StopStrings
+from chorus_workers.vllm.guide import guide_from_vllm
+from chorus_workers.vllm.refusals import SAMPLING, invalid
 
 MAX_ANSWERS: Final = 128
-_SAMPLING: Final = "sampling_params"
+MAX_STOPS: Final = 64
+MAX_STOP_LENGTH: Final = 1024
 _NO_TOKENIZER: Final = "is not served: a worker has no tokenizer"
 _TEXT_ONLY: Final = "is not served: gpt-oss reads text alone"
 _ONE_ENGINE: Final = "is not served: prefill and decode are on one worker here"
@@ -26,19 +29,10 @@ _REFUSED_FIELDS: Final = {
     "kv_transfer_params_json": _ONE_ENGINE,
 }
 _REFUSED_SAMPLING: Final = {
-    "stop": _NO_TOKENIZER + "; send stop_token_ids, or match texts where tokens become text",
     "min_tokens": "is not served",
     "prompt_logprobs": "is not served",
     "truncate_prompt_tokens": "is not served: send as many tokens as the prompt shall have",
-    "json_schema": "is not served",
-    "regex": "is not served",
-    "grammar": "is not served",
-    "structural_tag": "is not served",
-    "json_object": "is not served",
-    "choice": "is not served",
 }
-# Our names of fields that are called otherwise there.
-_THEIR_NAMES: Final = {"prompt_token_ids": "tokenized.input_ids", "max_tokens": f"{_SAMPLING}.max_tokens"}
 _FINISH_REASONS: Final = {
     engine_pb2.FINISH_REASON_STOP: "stop",
     engine_pb2.FINISH_REASON_LENGTH: "length",
@@ -48,13 +42,14 @@ _FINISH_REASONS: Final = {
 
 def requests_from_vllm(request: vllm_engine_pb2.GenerateRequest) -> list[engine_pb2.GenerateRequest]:
     """The same request in our protocol: one for each of its `n` answers, which draw with seeds that follow each other.
+    Stop strings are no part of it: see `stop_strings`. The first request with a structural tag takes a second.
 
     Errors: Refused with INVALID_ARGUMENT, naming a field that would change the answer and isn't served.
     """
     first = _request(request)
     num_answers = max(1, request.sampling_params.n)
     if num_answers > MAX_ANSWERS:
-        _invalid(f"{_SAMPLING}.n", f"must be at most {MAX_ANSWERS}")
+        invalid(f"{SAMPLING}.n", f"must be at most {MAX_ANSWERS}")
     requests = [first]
     for index in range(1, num_answers):
         other = engine_pb2.GenerateRequest()
@@ -66,6 +61,11 @@ def requests_from_vllm(request: vllm_engine_pb2.GenerateRequest) -> list[engine_
     return requests
 
 
+def stop_strings(params: vllm_engine_pb2.SamplingParams) -> StopStrings:
+    """What is to be found in one answer, by who hands it on."""
+    return StopStrings(params.stop, skip_special_tokens=params.skip_special_tokens)
+
+
 def answer_id(request_id: str, index: int) -> str:
     """What the request for one of several answers is called here."""
     return f"{request_id}/{index}" if index else request_id
@@ -75,38 +75,28 @@ def _request(request: vllm_engine_pb2.GenerateRequest) -> engine_pb2.GenerateReq
     """Of the first answer. The model's end tokens are stop tokens with us, unless the request ignores them."""
     _refuse(request, _REFUSED_FIELDS, "")
     if request.data_parallel_rank:
-        _invalid("data_parallel_rank", "must be 0: a worker has one rank")
+        invalid("data_parallel_rank", "must be 0: a worker has one rank")
     _check_known(request.tokenized, "tokenized.")
     params = request.sampling_params
     max_tokens = params.max_tokens if params.HasField("max_tokens") else 0
     if params.HasField("max_tokens") and not max_tokens:
-        _invalid(f"{_SAMPLING}.max_tokens", "must be at least 1")
+        invalid(f"{SAMPLING}.max_tokens", "must be at least 1")
     return engine_pb2.GenerateRequest(
         request_id=request.request_id,
         prompt_token_ids=request.tokenized.input_ids,
         sampling=_sampling(params),
         max_tokens=max_tokens,
+        guide=guide_from_vllm(request),
     )
-
-
-def refusal_to_vllm(refusal: engine_pb2.Refusal) -> engine_pb2.Refusal:
-    """The refusal with the field's name in vLLM's protocol, in the message too."""
-    field = refusal.field
-    theirs = _THEIR_NAMES.get(field, field.replace("sampling.", f"{_SAMPLING}.", 1))
-    named = engine_pb2.Refusal()
-    named.CopyFrom(refusal)
-    named.field = theirs
-    if field and refusal.message.startswith(field):
-        named.message = theirs + refusal.message[len(field) :]
-    return named
 
 
 class AnswerWriter:
     """Turns one answer's responses into vLLM's messages: chunks where a stream was asked for, and the whole answer."""
 
-    def __init__(self, request: vllm_engine_pb2.GenerateRequest, index: int) -> None:
-        """`index`: which of the request's answers it is."""
+    def __init__(self, request: vllm_engine_pb2.GenerateRequest, index: int, stops: StopStrings) -> None:
+        """`index`: which of the request's answers it is. `stops`: those that end it."""
         self._index = index
+        self._stops = stops
         self._stop_token_ids = frozenset(request.sampling_params.stop_token_ids)
         self._num_prompt_tokens = len(request.tokenized.input_ids)
         self._streams = request.stream
@@ -149,7 +139,9 @@ class AnswerWriter:
             output_logprobs=self._output_logprobs(self._logprobs),
             index=self._index,
         )
-        if reason == engine_pb2.FINISH_REASON_STOP and self._token_ids[-1] in self._stop_token_ids:
+        if self._stops.matched is not None:
+            complete.matched_stop_str = self._stops.matched
+        elif reason == engine_pb2.FINISH_REASON_STOP and self._token_ids[-1] in self._stop_token_ids:
             complete.matched_token_id = self._token_ids[-1]
         return complete
 
@@ -168,11 +160,13 @@ class AnswerWriter:
 
 
 def _sampling(params: vllm_engine_pb2.SamplingParams) -> engine_pb2.SamplingParams:
-    _refuse(params, _REFUSED_SAMPLING, f"{_SAMPLING}.")
+    _refuse(params, _REFUSED_SAMPLING, f"{SAMPLING}.")
     if params.logprobs < 0:
-        _invalid(f"{_SAMPLING}.logprobs", "must not be negative: the whole vocabulary's are not served")
+        invalid(f"{SAMPLING}.logprobs", "must not be negative: the whole vocabulary's are not served")
+    if len(params.stop) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_LENGTH for stop in params.stop):
+        invalid(f"{SAMPLING}.stop", f"must have at most {MAX_STOPS} strings, of 1 to {MAX_STOP_LENGTH} characters")
     if min(params.logit_bias, default=0) < 0:
-        _invalid(f"{_SAMPLING}.logit_bias", "holds a negative token id")
+        invalid(f"{SAMPLING}.logit_bias", "holds a negative token id")
     return engine_pb2.SamplingParams(
         temperature=params.temperature if params.HasField("temperature") else None,
         top_p=params.top_p or None,
@@ -192,7 +186,7 @@ def _refuse(message: Message, refused: dict[str, str], prefix: str) -> None:
     """Errors: Refused, for the first field that is set and among `refused`, or that our copy of the protocol lacks."""
     for descriptor, _ in message.ListFields():
         if descriptor.name in refused:
-            _invalid(prefix + descriptor.name, refused[descriptor.name])
+            invalid(prefix + descriptor.name, refused[descriptor.name])
     _check_known(message, prefix)
 
 
@@ -200,8 +194,4 @@ def _check_known(message: Message, prefix: str) -> None:
     """Errors: Refused. A field that a newer protocol has might change the answer, so it isn't skipped over."""
     unknown = UnknownFieldSet(message)
     if len(unknown):
-        _invalid(f"{prefix}{unknown[0].field_number}", "is not a field that is known here")
-
-
-def _invalid(field: str, message: str) -> NoReturn:
-    raise Refused(Refusal(RefusalReason.INVALID_ARGUMENT, f"{field} {message}", field=field))
+        invalid(f"{prefix}{unknown[0].field_number}", "is not a field that is known here")
