@@ -10,6 +10,15 @@ from chorus_protos.v1 import engine_pb2
 
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 
+# One of each kind.
+STRUCTURED: dict[str, Any] = {
+    "json": SCHEMA,
+    "json_object": True,
+    "regex": "a+",
+    "choice": ["a"],
+    "grammar": "start: /a/",
+}
+
 
 async def tool_choice() -> bool:
     shown = [DECLARED in await prompt(tools=[TOOL], tool_choice=choice) for choice in ("auto", "none")]
@@ -69,14 +78,8 @@ async def json_schema() -> bool:
 
 
 async def structured_outputs() -> bool:
-    forms: dict[str, Any] = {
-        "json": SCHEMA,
-        "json_object": True,
-        "regex": "a+",
-        "choice": ["a"],
-        "grammar": "start: /a/",
-    }
-    return all([len((await guide(structured_outputs={kind: form})).grammars) == 1 for kind, form in forms.items()])
+    held = [(await guide(structured_outputs={kind: form})).grammars for kind, form in STRUCTURED.items()]
+    return all(len(grammars) == 1 for grammars in held)
 
 
 async def thinking_token_budget() -> bool:

@@ -1,16 +1,19 @@
 """/v1/completions: its parameters, and what its streams send."""
 
+import json
 from typing import Any, get_args
 
 from openai.types import Completion
 from openai.types.completion_choice import CompletionChoice
 from openai.types.completion_create_params import CompletionCreateParamsNonStreaming, CompletionCreateParamsStreaming
 from tests.conformance.chat_events import choice, ends
+from tests.conformance.chat_forms import SCHEMA, STRUCTURED
 from tests.conformance.rows import Api, Door
 from tests.support.chat import encode
 
 from chorus_cluster.errors import RequestFailed
 from chorus_cluster.gateway.openai.completions import CompletionBody
+from chorus_protos.v1 import engine_pb2
 
 DOOR = Door(
     "/v1/completions", {"model": "fake-model", "prompt": "Hi", "max_tokens": 100, "seed": 1}, "One two.<|return|>"
@@ -64,6 +67,35 @@ async def skip_special_tokens() -> bool:
     return await texts(shown) == ["Hi"] and await texts(shown, skip_special_tokens=False) == ["<|message|>Hi"]
 
 
+async def guide(**fields: Any) -> engine_pb2.Guide:
+    """What holds the answer to its form: one text, without headers."""
+    (request,) = (await DOOR.served(fields)).requests
+    assert not any(message.header for message in request.guide.messages)
+    return request.guide
+
+
+async def text_format() -> bool:
+    return not (await guide(response_format={"type": "text"})).messages
+
+
+async def json_object() -> bool:
+    (grammar,) = (await guide(response_format={"type": "json_object"})).grammars
+    return json.loads(grammar.json_schema) == {"type": "object"}
+
+
+async def json_schema() -> bool:
+    asked = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+    reply = await DOOR.served({"response_format": asked})
+    (request,) = reply.requests
+    (grammar,) = request.guide.grammars
+    return json.loads(grammar.json_schema) == SCHEMA and list(request.prompt_token_ids) == encode("Hi")
+
+
+async def structured_outputs() -> bool:
+    held = [(await guide(structured_outputs={kind: form})).grammars for kind, form in STRUCTURED.items()]
+    return all(len(grammars) == 1 for grammars in held)
+
+
 async def stream() -> bool:
     reply = await DOOR.served({"stream": True})
     return reply.is_done and "".join(event["choices"][0]["text"] for event in reply.events) == "One two."
@@ -112,6 +144,10 @@ PARAMETERS = [
     S("echo", echo),
     DOOR.refused("echo", True, "a prompt's tokens have none here", "beside `logprobs`", beside={"logprobs": 1}),
     S("skip_special_tokens", skip_special_tokens, "as vLLM's"),
+    S("response_format", text_format, values="`text`"),
+    S("response_format", json_object, values="`json_object`"),
+    S("response_format", json_schema, "the model is not shown the schema", "`json_schema`"),
+    S("structured_outputs", structured_outputs, "as vLLM's", "`json`, `json_object`, `regex`, `choice`, `grammar`"),
     S("stream", stream),
     S("stream_options", include_usage, values="`include_usage`"),
     DOOR.ignored(

@@ -25,9 +25,28 @@ def chat_to_pb(body: dict[str, Any]) -> chat_pb2.ChatCompletionRequest:
                 pb.logit_bias[int(key)] = bias
         elif name == "stop":
             pb.stop.extend(value)
+        elif name in ("response_format", "structured_outputs"):
+            pb.output_format.CopyFrom(_output_format(value))
         elif name != "logprobs":
             setattr(pb, name, value)
     return pb
+
+
+def _output_format(value: dict[str, Any]) -> chat_pb2.OutputFormat:
+    """Of either field."""
+    match value:
+        case {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}:
+            named = chat_pb2.JsonSchemaFormat(name=name, schema_json=json.dumps(schema))
+            return chat_pb2.OutputFormat(json_schema=named)
+        case {"type": "json_object"} | {"json_object": True}:
+            return chat_pb2.OutputFormat(json_object=True)
+        case {"json": schema}:
+            return chat_pb2.OutputFormat(json_schema=chat_pb2.JsonSchemaFormat(schema_json=json.dumps(schema)))
+        case {"choice": texts}:
+            return chat_pb2.OutputFormat(choice=chat_pb2.Choices(texts=texts))
+        case {"grammar": grammar}:
+            return chat_pb2.OutputFormat(lark=grammar)
+    return chat_pb2.OutputFormat(**value)
 
 
 def _message(message: dict[str, Any]) -> chat_pb2.ChatMessage:
@@ -59,6 +78,8 @@ def completion_to_pb(body: dict[str, Any]) -> completion_pb2.CompletionRequest:
         elif name == "logit_bias":
             for key, bias in value.items():
                 pb.logit_bias[int(key)] = bias
+        elif name in ("response_format", "structured_outputs"):
+            pb.output_format.CopyFrom(_output_format(value))
         else:
             setattr(pb, name, value)
     return pb

@@ -16,7 +16,7 @@ from chorus_cluster.errors import ContextTooLong, DeadlineExceeded, InvalidReque
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.answer import AnswerAssembler, TokenParser
 from chorus_cluster.gateway.choices import all_or_none
-from chorus_cluster.gateway.guide import Guided, build_guide
+from chorus_cluster.gateway.guide import Guided, build_guide, build_text_guide
 from chorus_cluster.gateway.metrics import ChatTimer, GatewayMetrics
 from chorus_cluster.gateway.model_info import ModelInfoCache
 from chorus_cluster.gateway.request import ChatRequest, Sampling, TextRequest
@@ -126,6 +126,7 @@ class ChatService:
             f"cmpl-{secrets.token_hex(16)}",
             prompts,
             lambda: PlainParser(with_markup=request.with_markup),
+            guided=lambda: build_text_guide(request.output_format),
             echo=request.echo,
             deadline_unix_s=deadline_unix_s,
             owner=owner,
@@ -154,7 +155,7 @@ class ChatService:
         prompts: Callable[[engine_pb2.ModelInfo], Sequence[_Prompt]],
         parser: Callable[[], TokenParser],
         *,
-        guided: Callable[[], Guided] = lambda: Guided(None),
+        guided: Callable[[], Guided],
         include_reasoning: bool = True,
         echo: bool = False,
         deadline_unix_s: float | None,

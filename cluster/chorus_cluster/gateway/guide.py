@@ -1,7 +1,8 @@
 """What an answer may look like, for the engine: from the tools, the tool choice and the format that a request names.
 
 Reasoning and preambles are free. A call's arguments follow the schema of a tool that is `strict`, and the final message
-follows the output format. Without any of it, the guide still keeps headers to those that harmony has.
+follows the output format. Without any of it, the guide still keeps headers to those that harmony has. The answer to a
+raw prompt follows its output format as a whole.
 """
 
 import functools
@@ -65,6 +66,19 @@ def build_guide(request: ChatRequest, *, header_guard: bool) -> Guided:
     return Guided(builder.pb, builder.fields)
 
 
+def build_text_guide(output_format: OutputFormat | None) -> Guided:
+    """The guide of an answer to a raw prompt: the format's text from its first token on, or anything.
+
+    Errors: `InvalidRequest` for what is too large.
+    """
+    if output_format is None:
+        return Guided(None)
+    grammar = _grammar_of(output_format)
+    _check_size(grammar, output_format.field)
+    guide = engine_pb2.Guide(grammars=[grammar], messages=[engine_pb2.GuidedMessage(grammar=0)])
+    return Guided(guide, [output_format.field])
+
+
 def _callable_tools(request: ChatRequest) -> list[Tool]:
     choice = request.tool_choice
     if choice.mode == "none":
@@ -124,8 +138,7 @@ class _Builder:
             self._add(header, _AFTER_CALL, grammar, field)
 
     def _add_grammar(self, grammar: engine_pb2.Grammar, field: str) -> int:
-        if grammar.ByteSize() > MAX_GRAMMAR_BYTES:
-            raise InvalidRequest(field, f"takes {grammar.ByteSize()} bytes; at most {MAX_GRAMMAR_BYTES} are allowed")
+        _check_size(grammar, field)
         self.pb.grammars.append(grammar)
         return len(self.pb.grammars) - 1
 
@@ -140,6 +153,11 @@ class _Builder:
     ) -> None:
         self.pb.messages.add(header=header, end_token_ids=end_token_ids, grammar=grammar, is_reasoning=is_reasoning)
         self.fields.append(field)
+
+
+def _check_size(grammar: engine_pb2.Grammar, field: str) -> None:
+    if grammar.ByteSize() > MAX_GRAMMAR_BYTES:
+        raise InvalidRequest(field, f"takes {grammar.ByteSize()} bytes; at most {MAX_GRAMMAR_BYTES} are allowed")
 
 
 def _grammar_of(output_format: OutputFormat) -> engine_pb2.Grammar:

@@ -66,10 +66,10 @@ class ToolChoice:
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """What the answer must be. Reasoning and the arguments of tool calls are none of it."""
+    """What the answer must be. Of a chat, reasoning and the arguments of tool calls are none of it."""
 
     kind: Literal["json_schema", "regex", "lark", "choice"]
-    # A JSON schema as JSON text; a regular expression; a Lark grammar; a JSON array of strings.
+    # A JSON schema as JSON text; a regular expression; a grammar in Lark or EBNF; a JSON array of strings.
     source: str
     # What the client calls it, for error messages.
     field: str
@@ -108,3 +108,5 @@ class TextRequest(Sampling):
     echo: bool = False
     # Whether special tokens of the answer are spelled out, but for the one that ends it.
     with_markup: bool = False
+    # What the answer must be, from its first token on. None: anything.
+    output_format: OutputFormat | None = None

@@ -205,7 +205,7 @@ Global___FunctionTool: _TypeAlias = FunctionTool  # noqa: Y015
 
 @_typing.final
 class OutputFormat(_message.Message):
-    """What the answer must be; reasoning and calls are none of it."""
+    """What the answer must be; of a chat, reasoning and calls are none of it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -218,7 +218,7 @@ class OutputFormat(_message.Message):
     """Any JSON object."""
     regex: _builtins.str
     lark: _builtins.str
-    """A grammar in the dialect of llguidance."""
+    """A grammar in the dialect of llguidance; or in EBNF, whose rules are `name ::= ...`, from `root` on."""
     @_builtins.property
     def json_schema(self) -> Global___JsonSchemaFormat: ...
     @_builtins.property
@@ -252,7 +252,7 @@ class JsonSchemaFormat(_message.Message):
     SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """With a name, the model is shown the schema, with its description."""
+    """With a name, the model is shown the schema, with its description; not in raw prompts."""
     schema_json: _builtins.str
     """As JSON text."""
     description: _builtins.str

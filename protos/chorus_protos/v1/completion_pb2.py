@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from chorus_protos.v1 import chat_pb2 as chorus__protos_dot_v1_dot_chat__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chorus_protos/v1/completion.proto\x12\tchorus.v1\x1a\x1b\x63horus_protos/v1/chat.proto\"\x1d\n\x08TokenIds\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"H\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.chorus.v1.TokenIdsH\x00\x42\x07\n\x05input\"\xc5\x05\n\x11\x43ompletionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x07prompts\x18\x02 \x03(\x0b\x32\x11.chorus.v1.Prompt\x12\x17\n\nmax_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x07 \x01(\x02H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\x0b \x01(\x03H\x08\x88\x01\x01\x12?\n\nlogit_bias\x18\x0c \x03(\x0b\x32+.chorus.v1.CompletionRequest.LogitBiasEntry\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x15\n\x08logprobs\x18\x0e \x01(\rH\t\x88\x01\x01\x12\x0e\n\x01n\x18\x0f \x01(\rH\n\x88\x01\x01\x12\x0c\n\x04\x65\x63ho\x18\x10 \x01(\x08\x12 \n\x13skip_special_tokens\x18\x11 \x01(\x08H\x0b\x88\x01\x01\x12\x10\n\x08priority\x18\x12 \x01(\x05\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\x04\n\x02_nB\x16\n\x14_skip_special_tokens\"\x87\x01\n\x10\x43ompletionChoice\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x38\n\rfinish_reason\x18\x02 \x01(\x0e\x32!.chorus.v1.CompletionFinishReason\x12+\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.chorus.v1.ContentLogprob\"\x8f\x01\n\x12\x43ompletionResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12,\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x1b.chorus.v1.CompletionChoice\x12\x1f\n\x05usage\x18\x05 \x01(\x0b\x32\x10.chorus.v1.Usage\"\xc7\x01\n\x0f\x43ompletionDelta\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12:\n\rfinish_reason\x18\x02 \x01(\x0e\x32!.chorus.v1.CompletionFinishReasonH\x00\x12,\n\x07logprob\x18\x03 \x01(\x0b\x32\x19.chorus.v1.ContentLogprobH\x00\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x10.chorus.v1.UsageH\x00\x12\x0e\n\x06\x63hoice\x18\x05 \x01(\rB\x07\n\x05\x64\x65lta\"i\n\x0f\x43ompletionChunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12*\n\x06\x64\x65ltas\x18\x04 \x03(\x0b\x32\x1a.chorus.v1.CompletionDelta*\x8a\x01\n\x16\x43ompletionFinishReason\x12(\n$COMPLETION_FINISH_REASON_UNSPECIFIED\x10\x00\x12!\n\x1d\x43OMPLETION_FINISH_REASON_STOP\x10\x01\x12#\n\x1f\x43OMPLETION_FINISH_REASON_LENGTH\x10\x02\x32\xb4\x01\n\x11\x43ompletionService\x12O\n\x10\x43reateCompletion\x12\x1c.chorus.v1.CompletionRequest\x1a\x1d.chorus.v1.CompletionResponse\x12N\n\x10StreamCompletion\x12\x1c.chorus.v1.CompletionRequest\x1a\x1a.chorus.v1.CompletionChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chorus_protos/v1/completion.proto\x12\tchorus.v1\x1a\x1b\x63horus_protos/v1/chat.proto\"\x1d\n\x08TokenIds\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"H\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.chorus.v1.TokenIdsH\x00\x42\x07\n\x05input\"\xf5\x05\n\x11\x43ompletionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x07prompts\x18\x02 \x03(\x0b\x32\x11.chorus.v1.Prompt\x12\x17\n\nmax_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x07 \x01(\x02H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\x0b \x01(\x03H\x08\x88\x01\x01\x12?\n\nlogit_bias\x18\x0c \x03(\x0b\x32+.chorus.v1.CompletionRequest.LogitBiasEntry\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x15\n\x08logprobs\x18\x0e \x01(\rH\t\x88\x01\x01\x12\x0e\n\x01n\x18\x0f \x01(\rH\n\x88\x01\x01\x12\x0c\n\x04\x65\x63ho\x18\x10 \x01(\x08\x12 \n\x13skip_special_tokens\x18\x11 \x01(\x08H\x0b\x88\x01\x01\x12\x10\n\x08priority\x18\x12 \x01(\x05\x12.\n\routput_format\x18\x13 \x01(\x0b\x32\x17.chorus.v1.OutputFormat\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\x04\n\x02_nB\x16\n\x14_skip_special_tokens\"\x87\x01\n\x10\x43ompletionChoice\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x38\n\rfinish_reason\x18\x02 \x01(\x0e\x32!.chorus.v1.CompletionFinishReason\x12+\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.chorus.v1.ContentLogprob\"\x8f\x01\n\x12\x43ompletionResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12,\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x1b.chorus.v1.CompletionChoice\x12\x1f\n\x05usage\x18\x05 \x01(\x0b\x32\x10.chorus.v1.Usage\"\xc7\x01\n\x0f\x43ompletionDelta\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12:\n\rfinish_reason\x18\x02 \x01(\x0e\x32!.chorus.v1.CompletionFinishReasonH\x00\x12,\n\x07logprob\x18\x03 \x01(\x0b\x32\x19.chorus.v1.ContentLogprobH\x00\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x10.chorus.v1.UsageH\x00\x12\x0e\n\x06\x63hoice\x18\x05 \x01(\rB\x07\n\x05\x64\x65lta\"i\n\x0f\x43ompletionChunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12*\n\x06\x64\x65ltas\x18\x04 \x03(\x0b\x32\x1a.chorus.v1.CompletionDelta*\x8a\x01\n\x16\x43ompletionFinishReason\x12(\n$COMPLETION_FINISH_REASON_UNSPECIFIED\x10\x00\x12!\n\x1d\x43OMPLETION_FINISH_REASON_STOP\x10\x01\x12#\n\x1f\x43OMPLETION_FINISH_REASON_LENGTH\x10\x02\x32\xb4\x01\n\x11\x43ompletionService\x12O\n\x10\x43reateCompletion\x12\x1c.chorus.v1.CompletionRequest\x1a\x1d.chorus.v1.CompletionResponse\x12N\n\x10StreamCompletion\x12\x1c.chorus.v1.CompletionRequest\x1a\x1a.chorus.v1.CompletionChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,24 +34,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COMPLETIONREQUEST_LOGITBIASENTRY']._loaded_options = None
   _globals['_COMPLETIONREQUEST_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_COMPLETIONFINISHREASON']._serialized_start=1488
-  _globals['_COMPLETIONFINISHREASON']._serialized_end=1626
+  _globals['_COMPLETIONFINISHREASON']._serialized_start=1536
+  _globals['_COMPLETIONFINISHREASON']._serialized_end=1674
   _globals['_TOKENIDS']._serialized_start=77
   _globals['_TOKENIDS']._serialized_end=106
   _globals['_PROMPT']._serialized_start=108
   _globals['_PROMPT']._serialized_end=180
   _globals['_COMPLETIONREQUEST']._serialized_start=183
-  _globals['_COMPLETIONREQUEST']._serialized_end=892
-  _globals['_COMPLETIONREQUEST_LOGITBIASENTRY']._serialized_start=665
-  _globals['_COMPLETIONREQUEST_LOGITBIASENTRY']._serialized_end=713
-  _globals['_COMPLETIONCHOICE']._serialized_start=895
-  _globals['_COMPLETIONCHOICE']._serialized_end=1030
-  _globals['_COMPLETIONRESPONSE']._serialized_start=1033
-  _globals['_COMPLETIONRESPONSE']._serialized_end=1176
-  _globals['_COMPLETIONDELTA']._serialized_start=1179
-  _globals['_COMPLETIONDELTA']._serialized_end=1378
-  _globals['_COMPLETIONCHUNK']._serialized_start=1380
-  _globals['_COMPLETIONCHUNK']._serialized_end=1485
-  _globals['_COMPLETIONSERVICE']._serialized_start=1629
-  _globals['_COMPLETIONSERVICE']._serialized_end=1809
+  _globals['_COMPLETIONREQUEST']._serialized_end=940
+  _globals['_COMPLETIONREQUEST_LOGITBIASENTRY']._serialized_start=713
+  _globals['_COMPLETIONREQUEST_LOGITBIASENTRY']._serialized_end=761
+  _globals['_COMPLETIONCHOICE']._serialized_start=943
+  _globals['_COMPLETIONCHOICE']._serialized_end=1078
+  _globals['_COMPLETIONRESPONSE']._serialized_start=1081
+  _globals['_COMPLETIONRESPONSE']._serialized_end=1224
+  _globals['_COMPLETIONDELTA']._serialized_start=1227
+  _globals['_COMPLETIONDELTA']._serialized_end=1426
+  _globals['_COMPLETIONCHUNK']._serialized_start=1428
+  _globals['_COMPLETIONCHUNK']._serialized_end=1533
+  _globals['_COMPLETIONSERVICE']._serialized_start=1677
+  _globals['_COMPLETIONSERVICE']._serialized_end=1857
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,6 @@
 """`chorus serve` without any setting, asked by the command line, HTTP and gRPC."""
 
+import re
 import socket
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def test_without_settings_the_demo_model_answers(demo_cluster: Cluster, tmp_path
         completion = client.post("/v1/completions", json=raw | {"skip_special_tokens": False}).json()
         assert answer.strip() in completion["choices"][0]["text"]
         assert "<|channel|>final<|message|>" in completion["choices"][0]["text"]
+        # And held to a form from its first token on.
+        form = {"structured_outputs": {"regex": "It is [0-9]{1,3}!"}}
+        bound = client.post("/v1/completions", json=raw | form | {"n": 2}).json()
+        assert [choice["finish_reason"] for choice in bound["choices"]] == ["stop"] * 2
+        assert all(re.fullmatch("It is [0-9]{1,3}!", choice["text"]) for choice in bound["choices"])
+        refused = client.post("/v1/completions", json=raw | {"structured_outputs": {"regex": "("}})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "structured_outputs.regex"
         stub = chat_pb2_grpc.ChatServiceStub(channel)
         text = stub.Detokenize(chat_pb2.DetokenizeRequest(token_ids=prompt["tokens"]), timeout=30).text
         assert [*stub.Tokenize(chat_pb2.TokenizeRequest(prompt=text), timeout=30).token_ids] == prompt["tokens"]

@@ -28,6 +28,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "an endless grammar": {"structured_outputs": {"grammar": "start: start"}},
     "an empty grammar": {"structured_outputs": {"grammar": ""}},
     "no such rule": {"structured_outputs": {"grammar": "start: nowhere"}},
+    "a chain in EBNF": {
+        "structured_outputs": {"grammar": "".join(f"a{i}::=a{i + 1}\n" for i in range(1200)) + 'a1200::="a"\nroot::=a0'}
+    },
+    "nested EBNF": {"structured_outputs": {"grammar": f'root ::= {"(" * 4000}"a"{")" * 4000}'}},
+    "much EBNF": {"structured_outputs": {"grammar": "root ::= " + '"a" ' * 50_000}},
     "a recursive schema": {"structured_outputs": {"json": {"$ref": "#"}}},
     "a loop of references": {
         "structured_outputs": {

@@ -9,10 +9,11 @@ import openai
 import pytest
 from tests.support.chat import encode, eventually
 
-from chorus_cluster.errors import RequestFailed
+from chorus_cluster.errors import InvalidRequest, RequestFailed
 from chorus_cluster.harmony.plain_parser import PlainParser
 from chorus_cluster.routing.fake_client import FakeEngineClient
 from chorus_protos.v1 import engine_pb2
+from chorus_vocabulary import STOP_TOKEN_IDS
 
 PROMPT = "<|start|>user<|message|>Hi<|end|><|start|>assistant"
 MARKED = "<|channel|>final<|message|>Grüße, 世界 🧑🏽‍🚀!<|return|>"
@@ -108,6 +109,44 @@ async def test_stop_strings(http: httpx.AsyncClient) -> None:
     assert answer["choices"][0]["text"] == "finalGrüße, "
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert (await ask(http, max_tokens=2))["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar"),
+    [
+        ({"structured_outputs": {"regex": "a+"}}, engine_pb2.Grammar(regex="a+")),
+        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, engine_pb2.Grammar(lark='root ::= "a"')),
+        ({"structured_outputs": {"choice": ["a", 'b"']}}, engine_pb2.Grammar(lark='start: "a" | "b\\""')),
+        ({"structured_outputs": {"json": "true"}}, engine_pb2.Grammar(json_schema="true")),
+        ({"response_format": {"type": "json_object"}}, engine_pb2.Grammar(json_schema='{"type":"object"}')),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "null"}}}},
+            engine_pb2.Grammar(json_schema='{"type": "null"}'),
+        ),
+    ],
+)
+async def test_a_form_binds_each_answer_from_its_first_token_on(
+    http: httpx.AsyncClient, engine: FakeEngineClient, fields: dict[str, Any], grammar: engine_pb2.Grammar
+) -> None:
+    await ask(http, prompt=["Hi", PROMPT], n=2, **fields)
+    expected = engine_pb2.Guide(grammars=[grammar], messages=[engine_pb2.GuidedMessage(grammar=0)])
+    assert [request.guide for request in engine.requests] == [expected] * 4
+    # The prompts say nothing of it.
+    assert {len(request.prompt_token_ids) for request in engine.requests} == {1, len(encode(PROMPT))}
+    assert set(engine.requests[0].sampling.stop_token_ids) == set(STOP_TOKEN_IDS)
+
+
+async def test_without_a_form_nothing_binds_it(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
+    await ask(http, response_format={"type": "text"})
+    assert not engine.requests[0].HasField("guide")
+
+
+async def test_the_engine_s_refusal_names_the_client_s_field(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
+    engine.failure = (0, InvalidRequest("guide.messages[0].grammar", "no such rule"))
+    response = await http.post("/v1/completions", json=BODY | {"structured_outputs": {"grammar": "start: a"}})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "structured_outputs.grammar")
+    assert error["message"] == "structured_outputs.grammar: can't be enforced: no such rule"
 
 
 async def test_the_default_is_sixteen_tokens(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:

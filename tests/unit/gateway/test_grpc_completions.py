@@ -13,7 +13,7 @@ from tests.support.chat import encode, eventually
 from chorus_cluster.errors import RequestFailed
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.routing.fake_client import FakeEngineClient
-from chorus_protos.v1 import completion_pb2, engine_pb2
+from chorus_protos.v1 import chat_pb2, completion_pb2, engine_pb2
 
 Stub = "completion_pb2_grpc.CompletionServiceAsyncStub"
 PROMPT = "<|start|>user<|message|>Hi<|end|><|start|>assistant"
@@ -102,11 +102,38 @@ async def test_it_asks_the_engine_what_http_asks(
     assert [entry.sampled.token for entry in whole.choices[0].logprobs] == answers[0]["logprobs"]["tokens"]
 
 
+@pytest.mark.parametrize(
+    ("output_format", "fields"),
+    [
+        (chat_pb2.OutputFormat(regex="a+"), {"structured_outputs": {"regex": "a+"}}),
+        (chat_pb2.OutputFormat(lark="start: /a/"), {"structured_outputs": {"grammar": "start: /a/"}}),
+        (chat_pb2.OutputFormat(choice=chat_pb2.Choices(texts=["a"])), {"structured_outputs": {"choice": ["a"]}}),
+        (chat_pb2.OutputFormat(json_object=True), {"response_format": {"type": "json_object"}}),
+        (
+            chat_pb2.OutputFormat(json_schema=chat_pb2.JsonSchemaFormat(schema_json='{"type": "null"}')),
+            {"structured_outputs": {"json": '{"type": "null"}'}},
+        ),
+    ],
+)
+async def test_a_form_is_asked_for_as_over_http(
+    completion_stub: Stub,
+    http: httpx.AsyncClient,
+    engine: FakeEngineClient,
+    output_format: chat_pb2.OutputFormat,
+    fields: dict[str, Any],
+) -> None:
+    await completion_stub.CreateCompletion(ask(output_format=output_format))
+    await http.post("/v1/completions", json={"model": "fake-model", "prompt": PROMPT, **fields})
+    first, second = engine.requests
+    assert first.guide == second.guide and len(first.guide.grammars) == 1
+    assert not first.guide.messages[0].header
+
+
 async def test_defaults(completion_stub: Stub, engine: FakeEngineClient) -> None:
     await completion_stub.CreateCompletion(completion_pb2.CompletionRequest(model="fake-model", prompts=[text("Hi")]))
     (request,) = engine.requests
     assert (request.max_tokens, request.sampling.temperature, request.sampling.top_p) == (16, 1, 1)
-    assert not request.sampling.HasField("logprobs")
+    assert not request.sampling.HasField("logprobs") and not request.HasField("guide")
 
 
 async def test_markup_and_echo(completion_stub: Stub) -> None:

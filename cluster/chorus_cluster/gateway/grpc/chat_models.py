@@ -53,7 +53,7 @@ def request_from_pb(pb: chat_pb2.ChatCompletionRequest) -> ChatRequest:
         messages=tuple(_message(message, i) for i, message in enumerate(pb.messages)),
         tools=tuple(_tool(tool, i) for i, tool in enumerate(pb.tools)),
         tool_choice=ToolChoice(_TOOL_CHOICES[pb.tool_choice], tuple(pb.allowed_tools)),
-        output_format=_output_format(pb.output_format),
+        output_format=output_format_from_pb(pb.output_format),
         max_reasoning_tokens=pb.max_reasoning_tokens if pb.HasField("max_reasoning_tokens") else None,
         effort=_EFFORTS[pb.reasoning_effort],
         include_reasoning=pb.include_reasoning if pb.HasField("include_reasoning") else True,
@@ -101,7 +101,8 @@ def json_object(text: str, field: str) -> dict[str, Any]:
     return value
 
 
-def _output_format(pb: chat_pb2.OutputFormat) -> OutputFormat | None:
+def output_format_from_pb(pb: chat_pb2.OutputFormat) -> OutputFormat | None:
+    """Errors: `InvalidRequest`, with the names of OpenAI's and vLLM's fields."""
     kind = pb.WhichOneof("format")
     if kind == "json_schema":
         field = "response_format.json_schema"

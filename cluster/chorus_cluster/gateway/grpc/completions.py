@@ -8,7 +8,12 @@ from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.choices import close_all, merged, together, total_of_prompts
 from chorus_cluster.gateway.completion import Completion, collect
 from chorus_cluster.gateway.grpc.call import Call, GrpcContext, GrpcMethods, Reading
-from chorus_cluster.gateway.grpc.chat_models import logprob_to_pb, sampling_from_pb, usage_to_pb
+from chorus_cluster.gateway.grpc.chat_models import (
+    logprob_to_pb,
+    output_format_from_pb,
+    sampling_from_pb,
+    usage_to_pb,
+)
 from chorus_cluster.gateway.grpc.service import Malformed
 from chorus_cluster.gateway.request import DEFAULT_TEXT_TOKENS, TextRequest
 from chorus_cluster.gateway.stream import ChatStream
@@ -68,6 +73,7 @@ def text_request_from_pb(pb: completion_pb2.CompletionRequest) -> TextRequest:
         prompts=tuple(_prompt(prompt) for prompt in pb.prompts),
         echo=pb.echo,
         with_markup=pb.HasField("skip_special_tokens") and not pb.skip_special_tokens,
+        output_format=output_format_from_pb(pb.output_format),
         max_tokens=pb.max_tokens if pb.HasField("max_tokens") else DEFAULT_TEXT_TOKENS,
         max_tokens_field="max_tokens",
         top_logprobs=pb.logprobs if pb.HasField("logprobs") else None,

@@ -10,15 +10,15 @@ from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.choices import total_of_prompts
 from chorus_cluster.gateway.completion import Completion
-from chorus_cluster.gateway.openai.models import Elements, GenerationBody, Usage
-from chorus_cluster.gateway.openai.parse import parse_body, sampling_fields, stream_flags
+from chorus_cluster.gateway.openai.models import Elements, FormattedBody, Usage
+from chorus_cluster.gateway.openai.parse import output_format, parse_body, sampling_fields, stream_flags
 from chorus_cluster.gateway.openai.sse import DONE, encode, error_events, finite_logprob, usage_body
 from chorus_cluster.gateway.request import DEFAULT_TEXT_TOKENS, TextRequest
 from chorus_cluster.gateway.stream import ChatStream
 from chorus_cluster.gateway.validate import MAX_CHOICES
 
 
-class CompletionBody(GenerationBody):
+class CompletionBody(FormattedBody):
     """Body of POST /v1/completions."""
 
     model_config = ConfigDict(title="CompletionRequest")
@@ -189,6 +189,7 @@ def _to_request(body: CompletionBody) -> TextRequest:
         prompts=_prompts(body.prompt),
         echo=bool(body.echo),
         with_markup=body.skip_special_tokens is False,
+        output_format=output_format(body),
         max_tokens=DEFAULT_TEXT_TOKENS if body.max_tokens is None else body.max_tokens,
         max_tokens_field="max_tokens",
         top_logprobs=body.logprobs,

@@ -98,7 +98,16 @@ class GenerationBody(BaseModel):
     stream_options: StreamOptions | None = None
 
 
-class ChatCompletionBody(GenerationBody):
+class FormattedBody(GenerationBody):
+    """What may ask for a form of the answer."""
+
+    response_format: dict[str, Any] | None = Field(default=None, description="`text`, `json_object` or `json_schema`.")
+    structured_outputs: dict[str, Any] | None = Field(
+        default=None, description="One of `json`, `json_object`, `regex`, `choice` and `grammar` (Lark or EBNF)."
+    )
+
+
+class ChatCompletionBody(FormattedBody):
     """Body of POST /v1/chat/completions."""
 
     model_config = ConfigDict(title="ChatCompletionRequest")
@@ -117,11 +126,6 @@ class ChatCompletionBody(GenerationBody):
     max_tokens: int | None = Field(default=None, json_schema_extra={"deprecated": True})
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, description="0 to 20; needs `logprobs`.")
-
-    response_format: dict[str, Any] | None = Field(default=None, description="`text`, `json_object` or `json_schema`.")
-    structured_outputs: dict[str, Any] | None = Field(
-        default=None, description="One of `json`, `json_object`, `regex`, `choice` and `grammar` (Lark)."
-    )
 
     # Served in one form only; anything else is refused.
     modalities: Elements[str] | None = Field(default=None, description='Only `["text"]`.')

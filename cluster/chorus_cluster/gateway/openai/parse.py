@@ -19,6 +19,7 @@ from chorus_cluster.gateway.openai.models import (
     ChatCompletionBody,
     ChatMessage,
     ContentPart,
+    FormattedBody,
     FunctionTool,
     GenerationBody,
     StreamOptions,
@@ -116,7 +117,7 @@ def _to_chat_request(body: ChatCompletionBody) -> ChatRequest:
         messages=tuple(_to_message(message, f"messages[{i}]") for i, message in enumerate(body.messages)),
         tools=tuple(_to_tool(tool) for tool in body.tools or ()),
         tool_choice=parse_tool_choice(body.tool_choice),
-        output_format=_output_format(body),
+        output_format=output_format(body),
         max_reasoning_tokens=body.thinking_token_budget,
         effort=parse_effort(body.reasoning_effort),
         include_reasoning=body.include_reasoning is not False,
@@ -127,7 +128,8 @@ def _to_chat_request(body: ChatCompletionBody) -> ChatRequest:
     )
 
 
-def _output_format(body: ChatCompletionBody) -> OutputFormat | None:
+def output_format(body: FormattedBody) -> OutputFormat | None:
+    """What the answer must be. Errors: `InvalidRequest`."""
     answer, structured = parse_response_format(body.response_format), parse_structured_outputs(body.structured_outputs)
     if answer is not None and structured is not None:
         raise InvalidRequest("structured_outputs", "is not allowed beside a 'response_format'")
