@@ -249,7 +249,7 @@ class GenerateRequest(_message.Message):
     EXTRA_MM_INPUTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     text: _builtins.str
-    """Not served: workers have no tokenizer."""
+    """Not served: prompts are tokens here."""
     stream: _builtins.bool
     kv_transfer_params_json: _builtins.str
     data_parallel_rank: _builtins.int

@@ -16,12 +16,11 @@ from chorus_workers.vllm.refusals import SAMPLING, invalid
 MAX_ANSWERS: Final = 128
 MAX_STOPS: Final = 64
 MAX_STOP_LENGTH: Final = 1024
-_NO_TOKENIZER: Final = "is not served: a worker has no tokenizer"
 _TEXT_ONLY: Final = "is not served: gpt-oss reads text alone"
 _ONE_ENGINE: Final = "is not served: prefill and decode are on one worker here"
 # Fields that are refused wherever they are set, and why.
 _REFUSED_FIELDS: Final = {
-    "text": _NO_TOKENIZER + "; send tokenized.input_ids",
+    "text": "is not served: prompts are tokens here; send tokenized.input_ids",
     "mm_inputs": _TEXT_ONLY,
     "extra_mm_inputs": _TEXT_ONLY,
     "media_refs": _TEXT_ONLY,
