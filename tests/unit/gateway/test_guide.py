@@ -46,7 +46,7 @@ def kinds(pb: engine_pb2.Guide) -> dict[str, set[str | None]]:
         assert message.is_reasoning == (name == "analysis")
         assert END in message.end_token_ids or grammar is not None
         stops = set(message.end_token_ids) & set(STOPS)
-    assert bool(stops) == (name not in ("analysis", "commentary"))
+        assert bool(stops) == (name not in ("analysis", "commentary"))
     return found
 
 
