@@ -52,8 +52,7 @@ async def _error() -> bool:
     """Of the store: the response itself may be well."""
     async with keeper() as kept:
         id = (await kept.stream(background=True))[0]["response"]["id"]
-        async with kept.database.transaction() as connection:
-            await connection.exec_driver_sql("DROP TABLE response_events")
+        await kept.database.write(lambda connection: connection.exec_driver_sql("DROP TABLE response_events"))
         response = await kept.http.get(f"/v1/responses/{id}?stream=true")
     return response.text.startswith("event: error\n") and '"code":"unavailable"' in response.text
 

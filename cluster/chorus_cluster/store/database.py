@@ -1,10 +1,11 @@
 """The database behind the store: SQLite for one machine, PostgreSQL for a cluster."""
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 from alembic import command
@@ -19,6 +20,8 @@ from chorus_cluster.errors import Unavailable
 from chorus_cluster.store.url import StoreError
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # What a URL may begin with, and the driver that is taken.
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
@@ -40,6 +43,7 @@ class Database:
         self._url = _to_driver_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         self._engine = _sqlite_engine(self._url) if self.is_sqlite else _postgresql_engine(self._url)
+        self._running: set[asyncio.Task[Any]] = set()
 
     def __str__(self) -> str:
         return self._url.render_as_string(hide_password=True)
@@ -63,22 +67,47 @@ class Database:
         finally:
             await engine.dispose()
 
-    @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Errors: Unavailable, whatever the database has."""
-        with _as_unavailable():
-            async with self._engine.begin() as connection:
-                yield connection
+    async def write(self, operation: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """Runs it in a transaction. It ends, and is committed, even if the caller is cancelled.
 
-    @contextlib.asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """For single reads: each sees what is committed, and waits for no writer. Errors: Unavailable."""
-        with _as_unavailable():
-            async with self._engine.connect() as connection:
-                yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+        Errors: Unavailable, whatever the database has; the operation's own.
+        """
+        return await self._to_its_end(self._run(operation, AsyncEngine.begin))
+
+    async def read(self, operation: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """For single reads: each sees what is committed, and waits for no writer. Errors: as `write`."""
+
+        async def without_transaction(connection: AsyncConnection) -> Result:
+            return await operation(await connection.execution_options(isolation_level="AUTOCOMMIT"))
+
+        return await self._to_its_end(self._run(without_transaction, AsyncEngine.connect))
 
     async def close(self) -> None:
+        """Returns when all that had begun has ended."""
+        if self._running:
+            await asyncio.wait(self._running)
         await self._engine.dispose()
+
+    async def _run(
+        self,
+        operation: Callable[[AsyncConnection], Awaitable[Result]],
+        connect: Callable[[AsyncEngine], contextlib.AbstractAsyncContextManager[AsyncConnection]],
+    ) -> Result:
+        with _as_unavailable():
+            async with connect(self._engine) as connection:
+                return await operation(connection)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """In a task of its own: whoever is cancelled in the middle of a statement costs the pool a connection."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._forget)
+        return await asyncio.shield(task)
+
+    def _forget(self, task: "asyncio.Task[Any]") -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # Whoever still waits hears of it.
 
 
 @contextlib.contextmanager

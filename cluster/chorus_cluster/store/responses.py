@@ -9,7 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Row, and_, delete, func, insert, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    Integer,
+    Row,
+    Select,
+    and_,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chorus_cluster.store.database import Database
@@ -100,14 +113,13 @@ class ResponseStore:
 
     async def get(self, id: str, owner: str) -> StoredResponse | None:
         query = select(ResponseRow.__table__).where(ResponseRow.id == id, self._visible(owner))
-        async with self._database.reading() as connection:
-            row = (await connection.execute(query)).one_or_none()
+        row = (await self._rows(query)).one_or_none()
         return None if row is None else _to_stored(row)
 
     async def status(self, id: str, owner: str) -> str | None:
         query = select(ResponseRow.status).where(ResponseRow.id == id, self._visible(owner))
-        async with self._database.reading() as connection:
-            return (await connection.execute(query)).scalar_one_or_none()
+        row = (await self._rows(query)).one_or_none()
+        return None if row is None else row.status
 
     async def chain(self, id: str, owner: str) -> Chain | None:
         """A response with all that it goes on from."""
@@ -119,9 +131,12 @@ class ResponseStore:
             ResponseRow.input_items,
             ResponseRow.output,
         )
-        async with self._database.reading() as connection:
+
+        async def read(connection: AsyncConnection) -> tuple[list[str], Sequence[Row[Any]]]:
             ids = await _chain_ids(connection, id, visible)
-            rows = (await connection.execute(select(*columns).where(ResponseRow.id.in_(ids), visible))).all()
+            return ids, (await connection.execute(select(*columns).where(ResponseRow.id.in_(ids), visible))).all()
+
+        ids, rows = await self._database.read(read)
         found = {row.id: row for row in rows}
         newest_first = [found[each] for each in ids if each in found]
         if not newest_first:
@@ -181,14 +196,12 @@ class ResponseStore:
             .order_by(ResponseEventRow.sequence_number)
             .limit(limit)
         )
-        async with self._database.reading() as connection:
-            return [(row.sequence_number, row.text) for row in await connection.execute(query)]
+        return [(row.sequence_number, row.text) for row in await self._rows(query)]
 
     async def last_event(self, id: str) -> int:
         """Its sequence number; -1: there are none."""
         query = select(func.max(ResponseEventRow.sequence_number)).where(ResponseEventRow.response_id == id)
-        async with self._database.reading() as connection:
-            last: int | None = (await connection.execute(query)).scalar_one()
+        last: int | None = (await self._rows(query)).scalar_one()
         return -1 if last is None else last
 
     async def abandoned(self, before: float) -> list[StoredResponse]:
@@ -198,14 +211,20 @@ class ResponseStore:
             .where(ResponseRow.status.in_(ACTIVE_STATUSES), ResponseRow.lease_expires < before)
             .limit(_DELETE_BATCH)
         )
-        async with self._database.reading() as connection:
-            return [_to_stored(row) for row in await connection.execute(query)]
+        return [_to_stored(row) for row in await self._rows(query)]
 
     async def delete_expired(self) -> int:
         """Deletes some of what has expired; returns how many."""
         expired = select(ResponseRow.id).where(ResponseRow.expires <= self._clock()).limit(_DELETE_BATCH)
-        async with self._database.transaction() as connection:
+
+        async def write(connection: AsyncConnection) -> int:
             return (await connection.execute(delete(ResponseRow).where(ResponseRow.id.in_(expired)))).rowcount
+
+        return await self._database.write(write)
+
+    async def _rows(self, query: Select[Any]) -> CursorResult[Any]:
+        """Of a query; they are all there."""
+        return await self._database.read(lambda connection: connection.execute(query))
 
     def _visible(self, owner: str) -> ColumnElement[bool]:
         return and_(ResponseRow.owner == owner, ResponseRow.expires > self._clock())

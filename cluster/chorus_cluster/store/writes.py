@@ -58,8 +58,10 @@ class GroupedWrites:
             self._writing = None
 
     async def _commit(self, writes: Sequence[_Write]) -> None:
-        async with self._database.transaction() as connection:
-            results = [await write.operation(connection) for write in writes]
+        async def all_of_them(connection: AsyncConnection) -> list[Any]:
+            return [await write.operation(connection) for write in writes]
+
+        results = await self._database.write(all_of_them)
         for write, result in zip(writes, results, strict=True):
             if not write.done.done():
                 write.done.set_result(result)

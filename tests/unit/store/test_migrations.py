@@ -21,8 +21,7 @@ async def test_the_migrations_make_what_the_models_say(database: Database) -> No
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         return compare_metadata(context, Base.metadata)
 
-    async with database.transaction() as connection:
-        assert await connection.run_sync(differences) == []
+    assert await database.write(lambda connection: connection.run_sync(differences)) == []
 
 
 async def test_each_revision_follows_the_one_before(store_url: str) -> None:
@@ -31,13 +30,13 @@ async def test_each_revision_follows_the_one_before(store_url: str) -> None:
     assert revisions[0] == "001"
     database = Database(store_url)
     try:
-        async with database.transaction() as connection:
-            for revision in revisions:
-                await connection.run_sync(upgrade, revision)
+        for revision in revisions:
+            await database.write(lambda connection, revision=revision: connection.run_sync(upgrade, revision))  # type: ignore[misc]
         # What is there already is left alone.
         await database.migrate()
-        async with database.transaction() as connection:
-            tables = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+        tables = await database.read(
+            lambda connection: connection.run_sync(lambda sync: inspect(sync).get_table_names())
+        )
     finally:
         await database.close()
     assert set(tables) == {*Base.metadata.tables, "alembic_version"}
@@ -47,9 +46,10 @@ async def test_gateways_that_start_together_migrate_once(store_url: str) -> None
     databases = [Database(store_url) for _ in range(6)]
     try:
         await asyncio.gather(*(database.migrate() for database in databases))
-        async with databases[0].transaction() as connection:
-            found = await connection.exec_driver_sql("SELECT version_num FROM alembic_version")
-            assert len(found.all()) == 1
+        found = await databases[0].read(
+            lambda connection: connection.exec_driver_sql("SELECT version_num FROM alembic_version")
+        )
+        assert len(found.all()) == 1
     finally:
         for database in databases:
             await database.close()

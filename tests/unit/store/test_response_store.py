@@ -90,9 +90,11 @@ async def test_after_its_time_a_response_is_gone(store: ResponseStore, database:
     assert await store.chain("r1", "ada") is None
     assert not await store.delete("r1", "ada")
     assert await store.delete_expired() == 1
-    async with database.reading() as connection:
-        left = (await connection.exec_driver_sql("SELECT id FROM responses")).scalars().all()
-        events = (await connection.exec_driver_sql("SELECT count(*) FROM response_events")).scalar_one()
+    left = (
+        (await database.read(lambda connection: connection.exec_driver_sql("SELECT id FROM responses"))).scalars().all()
+    )
+    counted = await database.read(lambda connection: connection.exec_driver_sql("SELECT count(*) FROM response_events"))
+    events = counted.scalar_one()
     assert (left, events) == (["r2"], 0)
 
 

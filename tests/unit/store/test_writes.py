@@ -14,14 +14,14 @@ from chorus_cluster.store.writes import GroupedWrites
 
 async def test_what_waits_goes_into_one_transaction(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     num_transactions = 0
-    transaction = database.transaction
+    write = database.write
 
-    def counted():  # type: ignore[no-untyped-def]
+    async def counted(operation):  # type: ignore[no-untyped-def]
         nonlocal num_transactions
         num_transactions += 1
-        return transaction()
+        return await write(operation)
 
-    monkeypatch.setattr(database, "transaction", counted)
+    monkeypatch.setattr(database, "write", counted)
     writes, order = GroupedWrites(database), []
 
     async def note(connection: AsyncConnection, number: int) -> int:

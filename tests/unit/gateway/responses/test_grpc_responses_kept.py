@@ -212,8 +212,8 @@ async def test_a_client_that_leaves_ends_it_and_nothing_is_kept(
     await eventually(lambda: engine.num_aborted == 1)
     count = {"route": f"/chorus.v1.ResponsesService/{method}", "status": "CANCELLED"}
     await eventually(lambda: service.metrics.registry.get_sample_value("chorus_gateway_requests_total", count) == 1)
-    async with database.reading() as connection:
-        assert (await connection.exec_driver_sql("SELECT count(*) FROM responses")).scalar_one() == 0
+    rows = await database.read(lambda connection: connection.exec_driver_sql("SELECT count(*) FROM responses"))
+    assert rows.scalar_one() == 0
 
 
 async def test_deadlines_reach_the_engine(stub: Stub, engine: FakeEngineClient) -> None:

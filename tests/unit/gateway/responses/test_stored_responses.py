@@ -84,8 +84,8 @@ async def test_a_client_that_leaves_ends_it_and_nothing_is_kept(
             if "response.in_progress" in text:
                 break
     await eventually(lambda: engine.num_aborted == 1)
-    async with database.reading() as connection:
-        assert (await connection.exec_driver_sql("SELECT count(*) FROM responses")).scalar_one() == 0
+    rows = await database.read(lambda connection: connection.exec_driver_sql("SELECT count(*) FROM responses"))
+    assert rows.scalar_one() == 0
 
 
 async def test_what_goes_on_from_a_deleted_response_does_not_go_on(http: httpx.AsyncClient) -> None:
@@ -210,9 +210,8 @@ async def test_a_store_that_fails_is_told(
     http: httpx.AsyncClient, database: Database, store: ResponseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     created = (await create(http)).json()
-    async with database.transaction() as connection:
-        await connection.exec_driver_sql("DROP TABLE response_events")
-        await connection.exec_driver_sql("ALTER TABLE responses RENAME TO gone")
+    for statement in ("DROP TABLE response_events", "ALTER TABLE responses RENAME TO gone"):
+        await database.write(lambda connection, statement=statement: connection.exec_driver_sql(statement))  # type: ignore[misc]
     for answer in (await create(http), await http.get(f"/v1/responses/{created['id']}")):
         assert answer.status_code == Unavailable.http_status
         assert "responses does not answer" in answer.json()["error"]["message"]
