@@ -157,7 +157,7 @@ class BackgroundJobs:
         try:
             stream = await self._admitted(job)
             try:
-                job.waiting += run.started()
+                job.waiting += run.dequeued()
                 async for events in stream:
                     job.waiting += run.take(events)
             finally:

@@ -25,12 +25,12 @@ class ResponseRun:
         return self._writer.num_events
 
     def created(self) -> list[str]:
-        events = self._writer.response("response.created", self.body)
-        return events + (self._writer.response("response.queued", self.body) if self.body["status"] == "queued" else [])
+        """The response is queued, or in progress at once."""
+        return self._writer.response(self.body, "response.created", f"response.{self.body['status']}")
 
-    def started(self) -> list[str]:
+    def dequeued(self) -> list[str]:
         self.body = self.body | {"status": "in_progress"}
-        return self._writer.response("response.in_progress", self.body)
+        return self._writer.response(self.body, "response.in_progress")
 
     def take(self, events: list[ev.Event]) -> list[str]:
         """The model's next events. The last one of all is `Finished`: then `body` is whole."""
@@ -48,7 +48,7 @@ class ResponseRun:
 
     def ended(self) -> list[str]:
         """The last event, of a response that is whole or has failed."""
-        return self._writer.response(TERMINAL_EVENTS[self.body["status"]], self.body)
+        return self._writer.response(self.body, TERMINAL_EVENTS[self.body["status"]])
 
 
 def shown_error(error: Exception, response_id: str) -> ChorusError:

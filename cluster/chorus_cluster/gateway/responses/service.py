@@ -83,7 +83,7 @@ class ResponsesService:
         Errors: ChorusError.
         """
         run = started.run
-        yield run.created() + run.started()
+        yield run.created()
         failure: ChorusError | None = None
         try:
             async for events in started.stream:
