@@ -48,7 +48,7 @@ _PORT_VARIABLES = (
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
-# gRPC's event engine hands each message from thread to thread: a fifth more CPU in gateways, an eighth in workers
+# gRPC's event engine hands each message from thread to thread: a fifth of a gateway's CPU, an eighth of a worker's
 # (docs/performance.md). Without these two, gRPC polls as it did for years; a release that has dropped them says so in
 # its log, and takes no notice.
 _GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
