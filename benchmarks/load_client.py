@@ -29,6 +29,7 @@ _ACK = _END_STREAM = 1
 _END_HEADERS = 4
 _INITIAL_WINDOW_SIZE_SETTING = 4
 _LARGEST_WINDOW = 2**31 - 1
+_TAIL_BYTES = 2**16
 
 
 @dataclass(slots=True)
@@ -62,10 +63,24 @@ class Stream:
             self.finished()
 
 
-class HttpStream(asyncio.Protocol):
-    """One connection, one streaming chat completion."""
+@dataclass(frozen=True, slots=True)
+class Api:
+    """A streaming route: what its last event holds, and what the count of tokens stands behind in it."""
 
-    def __init__(self, request: bytes, stream: Stream) -> None:
+    path: str
+    last_event: bytes
+    usage: bytes
+
+
+CHAT = Api("/v1/chat/completions", b"data: [DONE]", b'"completion_tokens":')
+RESPONSES = Api("/v1/responses", b"event: response.incomplete", b'"output_tokens":')
+
+
+class HttpStream(asyncio.Protocol):
+    """One connection, one streaming answer."""
+
+    def __init__(self, request: bytes, stream: Stream, api: Api = CHAT) -> None:
+        self._api = api
         self._request = request
         self._stream = stream
         self._transport: asyncio.Transport | None = None
@@ -85,8 +100,10 @@ class HttpStream(asyncio.Protocol):
             stream.end(data[:200].decode("latin-1"))
             return
         stream.feed(data)
-        stream.tail = (stream.tail + data)[-2048:]
-        if b"data: [DONE]" in stream.tail:
+        # A response's last event holds all of it.
+        stream.tail = (stream.tail + data)[-_TAIL_BYTES:]
+        _, found, rest = stream.tail.rpartition(self._api.last_event)
+        if found and b"\n\n" in rest:
             stream.end()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -94,7 +111,7 @@ class HttpStream(asyncio.Protocol):
 
     def num_tokens(self) -> int:
         """From the usage that stands in the stream's last event."""
-        _, found, rest = self._stream.tail.rpartition(b'"completion_tokens":')
+        _, found, rest = self._stream.tail.rpartition(self._api.usage)
         digits = bytes(itertools.takewhile(lambda byte: byte in b"0123456789", rest.lstrip()))
         return int(digits) if found else 0
 
@@ -203,18 +220,16 @@ def tokens_of_last_message(body: bytes) -> int:
     return next((delta.usage.completion_tokens for delta in deltas if delta.HasField("usage")), 0)
 
 
-def http_request(address: str, model: str, tokens: int) -> bytes:
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": "Go on."}],
-        "max_completion_tokens": tokens,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "temperature": 0,
-    }
+def http_request(api: Api, address: str, model: str, tokens: int) -> bytes:
+    body: dict[str, object] = {"model": model, "stream": True, "temperature": 0}
+    if api is CHAT:
+        body |= {"messages": [{"role": "user", "content": "Go on."}], "max_completion_tokens": tokens}
+        body |= {"stream_options": {"include_usage": True}}
+    else:
+        body |= {"input": "Go on.", "max_output_tokens": tokens, "store": False}
     content = json.dumps(body).encode()
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
+        f"POST {api.path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content
@@ -244,9 +259,10 @@ async def run_load(
 
     streams = [Stream(marker.encode(), finished) for _ in range(num_streams)]
     connections: list[HttpStream | GrpcConnection]
-    if protocol == "http":
-        request = http_request(address, model, tokens)
-        connections = [HttpStream(request, stream) for stream in streams]
+    if protocol in ("http", "responses"):
+        api = CHAT if protocol == "http" else RESPONSES
+        request = http_request(api, address, model, tokens)
+        connections = [HttpStream(request, stream, api) for stream in streams]
     else:
         message = grpc_request(model, tokens)
         groups = [streams[i : i + STREAMS_PER_CONNECTION] for i in range(0, num_streams, STREAMS_PER_CONNECTION)]
@@ -276,7 +292,7 @@ async def run_load(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--protocol", choices=("http", "grpc"), required=True)
+    parser.add_argument("--protocol", choices=("http", "grpc", "responses"), required=True)
     parser.add_argument("--address", required=True)
     parser.add_argument("--model", default="chorus-fake")
     parser.add_argument("--streams", type=int, default=1)

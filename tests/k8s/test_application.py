@@ -27,7 +27,10 @@ def test_deployments_are_the_applications(rendered: Rendered) -> None:
 
 
 @pytest.mark.parametrize(("haproxy", "throughput"), [(True, False), (False, True)])
-def test_data_plane_is_that_of_chorus_serve(helm: Helm, haproxy: bool, throughput: bool, tmp_path: Path) -> None:
+def test_data_plane_is_that_of_chorus_serve(
+    helm: Helm, haproxy: bool, throughput: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GRPC_EXPERIMENTS", raising=False)
     rendered = helm.template({"dataPlane": {"haproxy": haproxy, "throughputOptimized": throughput}})
     config = ClusterConfig(data_plane=DataPlaneConfig(haproxy=haproxy, throughput_optimized=throughput))
     theirs = ray_environment(config, tmp_path)
@@ -37,6 +40,7 @@ def test_data_plane_is_that_of_chorus_serve(helm: Helm, haproxy: bool, throughpu
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
         "RAY_USAGE_STATS_ENABLED",
+        "GRPC_EXPERIMENTS",
     )
     assert rendered.pod_templates.keys() == {"head", "gateway", "engine"}
     for template in rendered.pod_templates.values():

@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing
 
 from prometheus_client import generate_latest
 
@@ -92,6 +93,12 @@ class Worker:
             yield convert.refusal_to_pb(Refusal(RefusalReason.UNAVAILABLE, "the worker's engine has failed"))
         finally:
             stream.close()
+
+    async def generate_serialized(self, request: engine_pb2.GenerateRequest) -> AsyncIterator[bytes]:
+        """As `generate`, for Serve's handles: they would pickle each message, at five times the cost."""
+        async with aclosing(self.generate(request)) as responses:  # type: ignore[type-var]
+            async for response in responses:
+                yield response.SerializeToString()
 
     async def abort(self, request: engine_pb2.AbortRequest) -> engine_pb2.AbortResponse:
         """Ends a running request; its stream ends with FINISH_REASON_ABORT. An unknown id is not an error."""

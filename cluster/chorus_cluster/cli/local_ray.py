@@ -48,6 +48,10 @@ _PORT_VARIABLES = (
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
+# gRPC's event engine hands each message from thread to thread: a fifth of a gateway's CPU, an eighth of a worker's
+# (docs/performance.md). Without these two, gRPC polls as it did for years; a release that has dropped them says so in
+# its log, and takes no notice.
+_GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
 
 
 class StartError(Exception):
@@ -200,6 +204,7 @@ def ray_environment(config: ClusterConfig, folder: Path) -> dict[str, str]:
         # Said at every end: the controller, asked to shut down, died before it answered. So it should.
         "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown failed",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "GRPC_EXPERIMENTS": os.environ.get("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS),
     }
     values.update(zip(_PORT_VARIABLES, map(str, free_ports(len(_PORT_VARIABLES))), strict=True))
     return values

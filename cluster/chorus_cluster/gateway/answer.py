@@ -84,8 +84,9 @@ class AnswerAssembler:
             self._num_cached_tokens = response.num_cached_tokens
         if self._logprobs is not None:
             self._logprobs.extend(self._num_tokens, response.logprobs)
-        self._num_tokens += len(response.token_ids)
-        events = self._to_events(self._parser.feed(response.token_ids))
+        token_ids = response.token_ids[:]  # A list at once: iteration would ask for each element.
+        self._num_tokens += len(token_ids)
+        events = self._to_events(self._parser.feed(token_ids))
         if self._stop.matched:
             return self._finish(events, "stop")
         reason = response.finish_reason

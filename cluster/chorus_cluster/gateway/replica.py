@@ -52,9 +52,11 @@ class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, GrpcResponsesMethod
         gc.freeze()
         own_metrics = GatewayMetrics()
         engine = ServeEngineClient(
-            # Serve's default, cloudpickle, takes four times as long for a protobuf message; there is one for every
-            # stream and merge interval.
-            generate=workers.options(method_name="generate", stream=True, response_serialization="pickle").remote,
+            # Messages come as bytes, for every stream and merge interval one; Serve's default, cloudpickle, would take
+            # several times as long.
+            generate=workers.options(
+                method_name="generate_serialized", stream=True, response_serialization="pickle"
+            ).remote,
             model_info=workers.options(method_name="model_info").remote,
             policy=RetryPolicy(max_attempts=config.routing.max_attempts),
             on_retry=own_metrics.on_engine_retry,

@@ -56,7 +56,7 @@ class _Refused(Exception):
 
 
 class ServeEngineClient:
-    """An EngineClient over the handles of the worker deployment's `generate` (streaming) and `model_info`."""
+    """An EngineClient over the handles of the worker deployment's `generate_serialized` (a stream) and `model_info`."""
 
     def __init__(
         self,
@@ -94,7 +94,8 @@ class ServeEngineClient:
                 attempt = self._attempt(_resumed(request, tokens), is_resumed=bool(tokens))
                 async with contextlib.aclosing(attempt) as responses:
                     async for response in responses:
-                        tokens.extend(response.token_ids)
+                        # A slice: iteration asks for each element.
+                        tokens += response.token_ids[:]
                         yield response
                         if response.finish_reason:
                             return
@@ -173,7 +174,7 @@ async def _end(stream: ResponseStream, first: "asyncio.Task[engine_pb2.GenerateR
 
 async def _next(stream: ResponseStream) -> engine_pb2.GenerateResponse:
     try:
-        response: engine_pb2.GenerateResponse = await stream.__anext__()
+        return engine_pb2.GenerateResponse.FromString(await stream.__anext__())
     except StopAsyncIteration:
         raise _WorkerLost("its stream ended without a finish reason") from None
     except BackPressureError as error:
@@ -182,7 +183,6 @@ async def _next(stream: ResponseStream) -> engine_pb2.GenerateResponse:
         raise _Refused(Unavailable()) from error
     except Exception as error:  # Whatever escapes from a worker's code arrives here under its own type.
         raise _WorkerLost(type(error).__name__) from error
-    return response
 
 
 def _resumed(request: engine_pb2.GenerateRequest, tokens: list[int]) -> engine_pb2.GenerateRequest:

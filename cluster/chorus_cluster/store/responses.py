@@ -35,6 +35,8 @@ MAX_CHAIN = 4096
 MAX_CHAIN_CHARACTERS = 2**25
 # Rows that one statement deletes, so that none holds a lock for long.
 _DELETE_BATCH = 500
+# Built once: SQLAlchemy compiles a statement once too, but looks for what it has compiled by all its parts.
+_INSERT = insert(ResponseRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class ResponseStore:
         }
 
         async def write(connection: AsyncConnection) -> None:
-            await connection.execute(insert(ResponseRow), values)
+            await connection.execute(_INSERT, values)
             if response.previous_id is not None:
                 chain = await _chain_ids(connection, response.previous_id, self._visible(response.owner))
                 await connection.execute(

@@ -51,6 +51,30 @@ async def chat(request: Request) -> Response:
     return StreamingResponse(events(), media_type="text/event-stream")
 
 
+async def response(request: Request) -> Response:
+    body = await request.json()
+    if body["model"] != "m":
+        return JSONResponse({"error": "no such model"}, 404)
+    assert body["stream"] and body["store"] is False
+    num_tokens = body["max_output_tokens"]
+
+    def event(kind: str, fields: dict[str, object]) -> str:
+        return f"event: response.{kind}\ndata: {json.dumps(fields)}\n\n"
+
+    async def events() -> AsyncIterator[str]:
+        yield event("created", {"response": {"output": [], "usage": None}})
+        for index in range(num_tokens):
+            await asyncio.sleep(STEP_S)
+            yield event("output_text.delta", {"delta": " token" if index >= 2 else ""})
+        usage = {"input_tokens": 3, "output_tokens": num_tokens}
+        last = event("incomplete", {"response": {"output": [{"text": " token" * num_tokens}], "usage": usage}})
+        # Large events come in pieces.
+        yield last[: len(last) // 2]
+        yield last[len(last) // 2 :]
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
 @pytest.fixture
 async def addresses() -> AsyncIterator[dict[str, str]]:
     grpc_server = grpc.aio.server()
@@ -58,17 +82,19 @@ async def addresses() -> AsyncIterator[dict[str, str]]:
     grpc_port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()
     listener = socket.create_server(("127.0.0.1", 0))
-    app = Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
+    routes = [("/v1/chat/completions", chat), ("/v1/responses", response)]
+    app = Starlette(routes=[Route(path, answer, methods=["POST"]) for path, answer in routes])
     http_server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
     serving = asyncio.create_task(http_server.serve(sockets=[listener]))
-    yield {"grpc": f"127.0.0.1:{grpc_port}", "http": f"127.0.0.1:{listener.getsockname()[1]}"}
+    http = f"127.0.0.1:{listener.getsockname()[1]}"
+    yield {"grpc": f"127.0.0.1:{grpc_port}", "http": http, "responses": http}
     http_server.should_exit = True
     await serving
     listener.close()
     await grpc_server.stop(None)
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("protocol", ["http", "grpc", "responses"])
 @pytest.mark.parametrize("num_streams", [1, 40])
 async def test_every_token_is_counted_and_timed(addresses: dict[str, str], protocol: str, num_streams: int) -> None:
     result = await run_load(protocol, addresses[protocol], "m", num_streams, 20, "token")
@@ -81,7 +107,7 @@ async def test_every_token_is_counted_and_timed(addresses: dict[str, str], proto
         assert text_s > 3 * STEP_S
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("protocol", ["http", "grpc", "responses"])
 async def test_a_failing_server_is_no_result(addresses: dict[str, str], protocol: str) -> None:
     with pytest.raises(RuntimeError, match="3 of 3 streams failed|0 tokens came"):
         await run_load(protocol, addresses[protocol], "x", 3, 5, "token")

@@ -187,6 +187,16 @@ def test_the_data_plane_s_switches_reach_serve(tmp_path: Path) -> None:
     assert on["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"].startswith(str(tmp_path))
 
 
+def test_grpc_s_event_engine_is_off_unless_the_user_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GRPC_EXPERIMENTS", raising=False)
+    ours = ray_environment(load(None, {}), tmp_path)["GRPC_EXPERIMENTS"]
+    assert ours == "-event_engine_client,-event_engine_listener"
+    monkeypatch.setenv("GRPC_EXPERIMENTS", "event_engine_client")
+    assert ray_environment(load(None, {}), tmp_path)["GRPC_EXPERIMENTS"] == "event_engine_client"
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [

@@ -32,13 +32,14 @@ def refusal(reason: str, **fields: Any) -> engine_pb2.GenerateResponse:
 
 
 class FakeStream:
-    """Plays a script: responses, and exceptions to raise; at its end it stops, or hangs where it says so."""
+    """Plays a script: responses, serialized as workers do, and exceptions to raise; at its end it stops, or hangs where
+    it says so."""
 
     def __init__(self, script: Sequence[object]) -> None:
         self._script = list(script)
         self.num_cancels = 0
 
-    async def __anext__(self) -> engine_pb2.GenerateResponse:
+    async def __anext__(self) -> bytes:
         if not self._script:
             raise StopAsyncIteration
         step = self._script.pop(0)
@@ -47,7 +48,7 @@ class FakeStream:
         if isinstance(step, BaseException):
             raise step
         assert isinstance(step, engine_pb2.GenerateResponse)
-        return step
+        return step.SerializeToString()
 
     def cancel(self) -> None:
         self.num_cancels += 1
@@ -305,7 +306,7 @@ class ServeLikeStream:
             self.is_running = True
             self.assigned.set_result("replica")
 
-    async def __anext__(self) -> engine_pb2.GenerateResponse:
+    async def __anext__(self) -> bytes:
         if not self._is_held:
             await self.assigned
             self._is_held = True
@@ -314,7 +315,7 @@ class ServeLikeStream:
         except asyncio.CancelledError:
             self.is_running = False
             raise
-        return tokens(10)
+        return tokens(10).SerializeToString()
 
     def cancel(self) -> None:
         if self._is_cancelled:
@@ -369,7 +370,7 @@ async def test_a_deadline_ahead_is_waited_for(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("chorus_cluster.routing.client._DEADLINE_GRACE_S", 0.0)
 
     class Late(FakeStream):
-        async def __anext__(self) -> engine_pb2.GenerateResponse:
+        async def __anext__(self) -> bytes:
             await asyncio.sleep(0.02)
             return await super().__anext__()
 

@@ -32,6 +32,18 @@ async def test_an_answer_comes_first_token_first_then_merged(worker: Worker) -> 
     assert responses[-1].finish_reason == engine_pb2.FINISH_REASON_STOP
 
 
+async def test_a_handle_gets_the_same_answer_serialized_and_ends_it_by_closing(worker: Worker) -> None:
+    request = engine_pb2.GenerateRequest(request_id="a", prompt_token_ids=[1, 2], max_tokens=50, sampling=STOPPING)
+    pieces = [engine_pb2.GenerateResponse.FromString(piece) async for piece in worker.generate_serialized(request)]
+    assert [token_id for piece in pieces for token_id in piece.token_ids] == [*PREFIX, *[BODY] * 8, STOP]
+    assert pieces[-1].finish_reason == engine_pb2.FINISH_REASON_STOP
+    left = worker.generate_serialized(request)
+    await anext(left)
+    assert worker._engine.num_streams == 1
+    await left.aclose()  # type: ignore[attr-defined]  # it is a generator
+    assert worker._engine.num_streams == 0
+
+
 async def test_an_invalid_request_is_refused_by_name(worker: Worker) -> None:
     (response,) = await collect(worker, engine_pb2.GenerateRequest(request_id="a"))
     assert response.refusal.reason == engine_pb2.REFUSAL_REASON_INVALID_ARGUMENT

@@ -1,13 +1,13 @@
 """The methods of `chorus.v1.ChatService`, named as Ray Serve's gRPC ingress calls them."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.choices import close_all, merged, together, total
 from chorus_cluster.gateway.completion import collect
 from chorus_cluster.gateway.grpc.call import Call, GrpcContext, GrpcMethods, Reading
-from chorus_cluster.gateway.grpc.chat_models import completion_to_pb, deltas_to_pb, request_from_pb, usage_to_pb
+from chorus_cluster.gateway.grpc.chat_models import add_events, completion_to_pb, request_from_pb, usage_to_pb
 from chorus_cluster.gateway.grpc.service import Malformed
 from chorus_cluster.gateway.stream import ChatStream
 from chorus_cluster.gateway.tokens import detokenize, tokenize
@@ -102,14 +102,18 @@ class GrpcChatMethods(GrpcMethods):
 
 async def _chunks(streams: Sequence[ChatStream]) -> AsyncGenerator[chat_pb2.ChatCompletionChunk, None]:
     first, are_several = streams[0], len(streams) > 1
-    yield _chunk(first, ())
+    yield _chunk(first)
     async with aclosing(merged(streams)) as pieces:
         async for index, events in pieces:
-            yield _chunk(first, deltas_to_pb(events, index if are_several else None))
+            chunk = _chunk(first)
+            add_events(chunk, events, index if are_several else None)
+            yield chunk
     if are_several:
-        usage = usage_to_pb(total([stream.usage for stream in streams]))
-        yield _chunk(first, [chat_pb2.ChatDelta(usage=usage)])
+        chunk = _chunk(first)
+        chunk.deltas.add(usage=usage_to_pb(total([stream.usage for stream in streams])))
+        yield chunk
 
 
-def _chunk(stream: ChatStream, deltas: Iterable[chat_pb2.ChatDelta]) -> chat_pb2.ChatCompletionChunk:
-    return chat_pb2.ChatCompletionChunk(id=stream.id, created=stream.created, model=stream.model, deltas=deltas)
+def _chunk(stream: ChatStream) -> chat_pb2.ChatCompletionChunk:
+    """Without deltas."""
+    return chat_pb2.ChatCompletionChunk(id=stream.id, created=stream.created, model=stream.model)

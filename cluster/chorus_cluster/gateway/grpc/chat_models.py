@@ -152,33 +152,33 @@ def _choice(completion: Completion) -> chat_pb2.ChatChoice:
     )
 
 
-def deltas_to_pb(events: Iterable[ev.Event], choice: int | None = None) -> list[chat_pb2.ChatDelta]:
-    """The deltas of some events, in order. Log probabilities follow the text that they belong to.
+def add_events(chunk: chat_pb2.ChatCompletionChunk, events: Iterable[ev.Event], choice: int | None = None) -> None:
+    """Adds the deltas of some events, in order. Log probabilities follow the text that they belong to.
+
+    This runs for every message of every stream; deltas that are made in their place are not copied there.
 
     `choice`: which of several answers they belong to; their usage is left to the caller then.
     """
-    deltas: list[chat_pb2.ChatDelta] = []
+    deltas = chunk.deltas
     for event in events:
         if isinstance(event, ev.Answer):
             if event.text:
-                deltas.append(chat_pb2.ChatDelta(content=event.text))
-            deltas += [chat_pb2.ChatDelta(logprob=logprob_to_pb(entry)) for entry in event.logprobs]
+                deltas.add(content=event.text)
+            for entry in event.logprobs:
+                deltas.add(logprob=logprob_to_pb(entry))
         elif isinstance(event, ev.Reasoning):
-            deltas.append(chat_pb2.ChatDelta(reasoning=event.text))
+            deltas.add(reasoning=event.text)
         elif isinstance(event, ev.ToolCallArguments):
-            call = chat_pb2.ToolCallDelta(index=event.index, arguments=event.text)
-            deltas.append(chat_pb2.ChatDelta(tool_call=call))
+            deltas.add(tool_call=chat_pb2.ToolCallDelta(index=event.index, arguments=event.text))
         elif isinstance(event, ev.ToolCallStart):
-            call = chat_pb2.ToolCallDelta(index=event.index, id=event.id, name=event.name)
-            deltas.append(chat_pb2.ChatDelta(tool_call=call))
+            deltas.add(tool_call=chat_pb2.ToolCallDelta(index=event.index, id=event.id, name=event.name))
         else:
-            deltas.append(chat_pb2.ChatDelta(finish_reason=_FINISH_REASONS[event.reason]))
+            deltas.add(finish_reason=_FINISH_REASONS[event.reason])
             if choice is None:
-                deltas.append(chat_pb2.ChatDelta(usage=usage_to_pb(event.usage)))
+                deltas.add(usage=usage_to_pb(event.usage))
     if choice:
         for delta in deltas:
             delta.choice = choice
-    return deltas
 
 
 def usage_to_pb(usage: ev.Usage) -> chat_pb2.Usage:

@@ -157,9 +157,9 @@ class BackgroundJobs:
         try:
             stream = await self._admitted(job)
             try:
-                job.waiting += run.started()
-                async for events in run.read(stream):
-                    job.waiting += events
+                job.waiting += run.dequeued()
+                async for events in stream:
+                    job.waiting += run.take(events)
             finally:
                 await stream.aclose()
         except Exception as error:  # Nobody waits for it: all that is left is to say so in the response.

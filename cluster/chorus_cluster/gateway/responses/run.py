@@ -1,13 +1,12 @@
 """One response while it is made: from the model's events to its object and its events."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from chorus_cluster.errors import ChorusError, to_client_error
 from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.responses.body import TERMINAL_EVENTS, Body, failed_body, finished_body
 from chorus_cluster.gateway.responses.writer import ResponseWriter
-from chorus_cluster.gateway.stream import ChatStream
 
 logger = logging.getLogger(__name__)
 
@@ -26,23 +25,21 @@ class ResponseRun:
         return self._writer.num_events
 
     def created(self) -> list[str]:
-        events = self._writer.response("response.created", self.body)
-        return events + (self._writer.response("response.queued", self.body) if self.body["status"] == "queued" else [])
+        """The response is queued, or in progress at once."""
+        return self._writer.response(self.body, "response.created", f"response.{self.body['status']}")
 
-    def started(self) -> list[str]:
+    def dequeued(self) -> list[str]:
         self.body = self.body | {"status": "in_progress"}
-        return self._writer.response("response.in_progress", self.body)
+        return self._writer.response(self.body, "response.in_progress")
 
-    async def read(self, stream: ChatStream) -> AsyncIterator[list[str]]:
-        """Reads the model's events to their end; then `body` is whole. Errors: those of the stream."""
-        finished: ev.Finished | None = None
-        async for events in stream:
-            if isinstance(events[-1], ev.Finished):
-                finished = events[-1]
-            yield self._writer.events(events)
-        assert finished is not None, "a stream ends with Finished or an error"
-        yield self._writer.close(is_cut=finished.reason == "length")
-        self.body = finished_body(self.body, self._writer.output, finished, int(self._clock()))
+    def take(self, events: list[ev.Event]) -> list[str]:
+        """The model's next events. The last one of all is `Finished`: then `body` is whole."""
+        written = self._writer.events(events)
+        finished = events[-1]
+        if isinstance(finished, ev.Finished):
+            written += self._writer.close(is_cut=finished.reason == "length")
+            self.body = finished_body(self.body, self._writer.output, finished, int(self._clock()))
+        return written
 
     def fail(self, error: ChorusError) -> list[str]:
         events = self._writer.close(is_cut=True)
@@ -51,7 +48,7 @@ class ResponseRun:
 
     def ended(self) -> list[str]:
         """The last event, of a response that is whole or has failed."""
-        return self._writer.response(TERMINAL_EVENTS[self.body["status"]], self.body)
+        return self._writer.response(self.body, TERMINAL_EVENTS[self.body["status"]])
 
 
 def shown_error(error: Exception, response_id: str) -> ChorusError:

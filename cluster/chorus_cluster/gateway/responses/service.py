@@ -70,8 +70,8 @@ class ResponsesService:
         """The whole response, kept. Errors: those of `start`, and of its stream; Unavailable of the store."""
         started = await self.start(request, owner, deadline_unix_s)
         try:
-            async for _ in started.run.read(started.stream):
-                pass
+            async for events in started.stream:
+                started.run.take(events)
         finally:
             await started.stream.aclose()
         await self._keep(started)
@@ -83,11 +83,11 @@ class ResponsesService:
         Errors: ChorusError.
         """
         run = started.run
-        yield run.created() + run.started()
+        yield run.created()
         failure: ChorusError | None = None
         try:
-            async for events in run.read(started.stream):
-                yield events
+            async for events in started.stream:
+                yield run.take(events)
             # Whoever has seen the end can go on from it at once.
             await self._keep(started)
         except Exception as error:  # What there is of the answer is out: all that is left is to say so behind it.

@@ -27,8 +27,12 @@ _DATA: Final = "\ndata: "
 
 
 def sse_event(type: str, number: int, fields: Body) -> str:
-    data = encode({"type": type, "sequence_number": number, **fields})
-    return f"event: {type}\ndata: {data}\n\n"
+    """`fields`: one at least."""
+    return _sse_event(type, number, encode(fields))
+
+
+def _sse_event(type: str, number: int, fields: str) -> str:
+    return f'event: {type}\ndata: {{"type":"{type}","sequence_number":{number},{fields[1:]}\n\n'
 
 
 def read_event(text: str) -> Body:
@@ -67,9 +71,9 @@ class ResponseWriter:
         self._writes_events = writes_events
         self._open: _OpenItem | None = None
 
-    def response(self, type: str, body: Body) -> list[str]:
-        """An event that holds the response."""
-        return self._event(type, {"response": body})
+    def response(self, body: Body, *types: str) -> list[str]:
+        """Events that hold the response."""
+        return self._events({"response": body}, *types)
 
     def events(self, events: Iterable[ev.Event]) -> list[str]:
         written: list[str] = []
@@ -201,10 +205,15 @@ class ResponseWriter:
         return f'{opened.delta}{self.num_events - 1},"delta":{encode(text)}{end}'
 
     def _event(self, type: str, fields: Body) -> list[str]:
+        return self._events(fields, type)
+
+    def _events(self, fields: Body, *types: str) -> list[str]:
+        """Events of these types; all hold the same."""
         if not self._writes_events:
             return []
-        self.num_events += 1
-        return [sse_event(type, self.num_events - 1, fields)]
+        encoded, first = encode(fields), self.num_events
+        self.num_events += len(types)
+        return [_sse_event(type, number, encoded) for number, type in enumerate(types, first)]
 
 
 def _event_logprob(entry: ev.Logprob) -> dict[str, Any]:
