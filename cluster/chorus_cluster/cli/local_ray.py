@@ -23,7 +23,7 @@ from typing import Self
 import psutil
 
 from chorus_cluster.cli.haproxy import find_haproxy, write_launcher
-from chorus_cluster.cli.ports import free_ports
+from chorus_cluster.cli.ports import free_ports, free_range
 from chorus_cluster.config import ClusterConfig, ConfigError
 from chorus_cluster.resolve import gateway_replicas
 
@@ -48,6 +48,10 @@ _PORT_VARIABLES = (
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
+# The gateways' own ports, behind HAProxy. Several gRPC servers may listen on one port, each for a part of its calls:
+# two clusters on one machine, both with Serve's own range, would answer one another's.
+_INGRESS_PORTS = "RAY_SERVE_DIRECT_INGRESS_{bound}_{kind}_PORT"
+_NUM_INGRESS_PORTS = 256
 # gRPC's event engine hands each message from thread to thread: a fifth of a gateway's CPU, an eighth of a worker's
 # (docs/performance.md). Without these two, gRPC polls as it did for years; a release that has dropped them says so in
 # its log, and takes no notice.
@@ -207,6 +211,10 @@ def ray_environment(config: ClusterConfig, folder: Path) -> dict[str, str]:
         "GRPC_EXPERIMENTS": os.environ.get("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS),
     }
     values.update(zip(_PORT_VARIABLES, map(str, free_ports(len(_PORT_VARIABLES))), strict=True))
+    if (ports := free_range(2 * _NUM_INGRESS_PORTS)) is not None:
+        for kind, own in (("HTTP", ports[:_NUM_INGRESS_PORTS]), ("GRPC", ports[_NUM_INGRESS_PORTS:])):
+            values[_INGRESS_PORTS.format(bound="MIN", kind=kind)] = str(own[0])
+            values[_INGRESS_PORTS.format(bound="MAX", kind=kind)] = str(own[-1])
     return values
 
 

@@ -30,6 +30,26 @@ def free_ports(count: int) -> list[int]:
         return found
 
 
+def free_range(length: int) -> range | None:
+    """So many ports in a row that nobody listens on, outside the range that connections' own ports are from.
+
+    None: there are none.
+    """
+    starts = list(range(_LOWEST, _first_ephemeral() - length + 1, length))
+    random.SystemRandom().shuffle(starts)
+    return next((found for start in starts if _is_free(found := range(start, start + length))), None)
+
+
+def _is_free(ports: range) -> bool:
+    with contextlib.ExitStack() as stack:
+        try:
+            for port in ports:
+                stack.enter_context(socket.socket()).bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
 def _first_ephemeral() -> int:
     """Where there is no such file, Linux' own choice, which is below that of others."""
     try:

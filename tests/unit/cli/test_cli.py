@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -185,6 +186,22 @@ def test_the_data_plane_s_switches_reach_serve(tmp_path: Path) -> None:
     # Each cluster has a secret of its own, and its files are in its folder.
     assert on["RAY_AUTH_TOKEN"] != off["RAY_AUTH_TOKEN"]
     assert on["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"].startswith(str(tmp_path))
+
+
+def test_gateways_of_two_clusters_share_no_ports(tmp_path: Path) -> None:
+    """Those of the first are in use when the second starts."""
+
+    def ports(environment: dict[str, str], kind: str) -> range:
+        first, last = (int(environment[f"RAY_SERVE_DIRECT_INGRESS_{bound}_{kind}_PORT"]) for bound in ("MIN", "MAX"))
+        return range(first, last + 1)
+
+    one = ray_environment(load(None, {}), tmp_path)
+    http, grpc = ports(one, "HTTP"), ports(one, "GRPC")
+    assert len(http) == len(grpc) > 100 and not {*http} & {*grpc}
+    with socket.create_server(("::", grpc[0]), family=socket.AF_INET6, dualstack_ipv6=True, reuse_port=True):
+        for _ in range(50):
+            other = ray_environment(load(None, {}), tmp_path)
+            assert grpc[0] not in {*ports(other, "HTTP"), *ports(other, "GRPC")}
 
 
 def test_grpc_s_event_engine_is_off_unless_the_user_says_otherwise(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chorus_cluster.cli import ports
-from chorus_cluster.cli.ports import free_ports
+from chorus_cluster.cli.ports import free_ports, free_range
 
 
 def test_they_are_none_of_those_that_connections_get() -> None:
@@ -36,3 +36,15 @@ def test_where_the_range_leaves_nothing_the_system_gives_some(monkeypatch: pytes
 def test_systems_without_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ports, "_EPHEMERAL", tmp_path / "none")
     assert all(20_000 <= port < 32_768 for port in free_ports(3))
+
+
+def test_ports_in_a_row_are_all_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    row = free_range(64)
+    assert row is not None and len(row) == 64 and row[0] >= 20_000
+    (tmp_path / "range").write_text(f"{row[-1] + 1}\t60999\n")
+    monkeypatch.setattr(ports, "_EPHEMERAL", tmp_path / "range")
+    monkeypatch.setattr(ports, "_LOWEST", row[0])
+    with socket.create_server(("", row[5])):
+        assert free_range(64) is None
+        assert free_range(32) == row[32:]
+    assert free_range(64) == row
