@@ -26,6 +26,7 @@ MAPS: Body = {"type": "namespace", "name": "maps", "description": "Places.", "to
 PATCH_CALL = (
     '<|channel|>commentary to=functions.apply_patch <|constrain|>json<|message|>{"input": "*** Begin Patch"}<|call|>'
 )
+TEXT_CALL = "<|channel|>commentary to=functions.apply_patch code<|message|>xxx<|call|>"
 
 
 def prompt_of(reply: Reply) -> str:

@@ -90,7 +90,12 @@ EVENTS = [
     _sent("response.output_text.done"),
     _sent("response.function_call_arguments.delta", script=TOOL_CALL),
     _sent("response.function_call_arguments.done", script=TOOL_CALL),
-    _sent("response.custom_tool_call_input.delta", "one, with all of it", PATCH_CALL, tools=[PATCH]),
+    _sent(
+        "response.custom_tool_call_input.delta",
+        "one, with all of it; with a grammar, pieces as they are written",
+        PATCH_CALL,
+        tools=[PATCH],
+    ),
     _sent("response.custom_tool_call_input.done", script=PATCH_CALL, tools=[PATCH]),
     *_never("the reasoning itself is sent", *_of("reasoning_summary_part", "added", "done")),
     *_never("the reasoning itself is sent", *_of("reasoning_summary_text", "delta", "done")),

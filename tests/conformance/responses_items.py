@@ -2,7 +2,7 @@
 
 from openai.types.responses import ResponseInputContentParam, ResponseOutputRefusalParam, ResponseOutputTextParam
 from openai.types.responses.response_input_item_param import ResponseInputItemParam
-from tests.conformance.responses_door import DOOR, keeper, output, prompt
+from tests.conformance.responses_door import DOOR, PATCH, keeper, output, prompt
 from tests.conformance.rows import Body, Row, types_of
 
 QUESTION: Body = {"role": "user", "content": "Hi"}
@@ -58,7 +58,12 @@ async def calls() -> bool:
 
 async def custom_calls() -> bool:
     shown = await prompt(input=[QUESTION, CUSTOM_CALL, CUSTOM_RESULT])
-    return all(each in shown for each in ("to=functions.apply_patch", '{"input": "*** Begin"}', "Done!"))
+    form = {"type": "grammar", "syntax": "regex", "definition": "x+"}
+    as_text = await prompt(input=[QUESTION, CUSTOM_CALL, CUSTOM_RESULT], tools=[PATCH | {"format": form}])
+    return (
+        all(each in shown for each in ("to=functions.apply_patch", '{"input": "*** Begin"}', "Done!"))
+        and "to=functions.apply_patch<|channel|>commentary code<|message|>*** Begin<|call|>" in as_text
+    )
 
 
 async def item_references() -> bool:

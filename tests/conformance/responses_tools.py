@@ -6,7 +6,7 @@ from typing import Any
 from openai.types.responses.response_create_params import ToolChoice
 from openai.types.responses.response_format_text_config_param import ResponseFormatTextConfigParam
 from openai.types.responses.tool_param import ToolParam
-from tests.conformance.responses_door import DOOR, MAPS, PATCH, PATCH_CALL, TIME, guide, output, prompt
+from tests.conformance.responses_door import DOOR, MAPS, PATCH, PATCH_CALL, TEXT_CALL, TIME, guide, output, prompt
 from tests.conformance.rows import Body, Row, types_of
 from tests.support.chat import TOOL_CALL
 from tests.support.responses import WEATHER
@@ -35,8 +35,11 @@ async def custom() -> bool:
 
 
 async def custom_format() -> bool:
-    form = {"type": "grammar", "syntax": "lark", "definition": "start: /x+/"}
-    return "start: /x+/" in await prompt(tools=[PATCH | {"format": form}])
+    lark = {"type": "grammar", "syntax": "lark", "definition": "start: /x+/"}
+    regex = {"type": "grammar", "syntax": "regex", "definition": "x+"}
+    (held,), (matched,) = [(await guide(tools=[PATCH | {"format": form}])).grammars for form in (lark, regex)]
+    call = (await output(TEXT_CALL, tools=[PATCH | {"format": lark}]))[-1]
+    return (held.lark, matched.regex, call["input"]) == ("start: /x+/", "x+", "xxx")
 
 
 async def namespace() -> bool:
@@ -136,7 +139,12 @@ TOOL_ROWS = [
     S("tools", functions, values="`function`"),
     S("tools", strict, "arguments follow the schema", "strict functions"),
     S("tools", custom, "input is free text", "`custom`"),
-    S("tools", custom_format, "told to the model, which isn't held to it", "custom tools with a grammar"),
+    S(
+        "tools",
+        custom_format,
+        "calls are text that follows it: `lark`, in llguidance's dialect, or `regex`",
+        "custom tools with a grammar",
+    ),
     S("tools", namespace, values="`namespace`"),
     _left_out("web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11"),
     _left_out("image_generation", "tool_search"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import openai
 import pytest
 from tests.integration.cluster import Cluster, echo_model, running, wait_until
+from tests.support.grammars import EDITS, is_edits
 
 from chorus_cluster.client import ChorusClient
 from chorus_cluster.errors import InvalidRequest, ResponseNotFound
 from chorus_protos.v1 import responses_pb2
-from chorus_protos.v1.chat_pb2 import ROLE_USER
+from chorus_protos.v1.chat_pb2 import ROLE_USER, TOOL_CHOICE_REQUIRED
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +80,45 @@ def test_the_model_is_held_to_what_is_asked(client: openai.OpenAI) -> None:
     called = client.responses.create(**asked, tools=[weather], tool_choice="required")  # type: ignore[list-item]
     call = called.output[-1]
     assert call.type == "custom_tool_call" and call.name == "get_weather" and not call.input.startswith("{")
+
+
+def test_custom_tools_are_held_to_their_grammar(client: openai.OpenAI, cluster: Cluster) -> None:
+    # Characters and a name that the demo model can write.
+    plain = EDITS.replace("(.+)", "[a-e]{1,4}").replace("(.*)", "[a-e]{0,4}").replace("edit+", "edit")
+    form = {"type": "grammar", "syntax": "lark", "definition": plain}
+    tools: list[Any] = [{"type": "custom", "name": "get_weather", "format": form}]
+    asked: dict[str, Any] = {"model": MODEL, "tools": tools, "tool_choice": "required", "max_output_tokens": 400}
+    num_whole = 0
+    for seed in range(5):
+        called = client.responses.create(**asked, input="What is the weather in Paris?", extra_body={"seed": seed})
+        call = called.output[-1]
+        if called.status == "completed":
+            assert call.type == "custom_tool_call" and is_edits(call.input), call
+            num_whole += 1
+    assert num_whole > 1
+    form["definition"] = "start: nothing"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(**asked, input="What is the weather in Paris?")
+    assert refused.value.param == "tools[0].format.definition"
+    grammar = responses_pb2.InputGrammar(syntax="regex", definition="(")
+    tool = responses_pb2.ResponseTool(custom=responses_pb2.CustomTool(name="get_weather", grammar=grammar))
+    part = responses_pb2.ContentPart(input_text=QUESTION)
+    item = responses_pb2.ResponseItem(message=responses_pb2.MessageItem(role=ROLE_USER, content=[part]))
+    request = responses_pb2.CreateResponseRequest(model=MODEL, input=[item], tools=[tool])
+    with ChorusClient(cluster.grpc_address) as chorus:
+        with pytest.raises(InvalidRequest) as told:
+            chorus.create_response(request, timeout_s=60)
+        assert told.value.field == "tools[0].format.definition"
+        tool.custom.grammar.definition = "[ab]{3}x"
+        held = responses_pb2.CreateResponseRequest(
+            model=MODEL,
+            input=[item],
+            tools=[tool],
+            tool_choice=responses_pb2.ResponseToolChoice(mode=TOOL_CHOICE_REQUIRED),
+            max_output_tokens=400,
+        )
+        input = chorus.create_response(held, timeout_s=60).output[-1].custom_tool_call.input
+        assert re.fullmatch("[ab]{3}x", input)
 
 
 def test_in_the_background_across_gateways(client: openai.OpenAI, cluster: Cluster) -> None:

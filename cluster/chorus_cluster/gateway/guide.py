@@ -1,8 +1,8 @@
 """What an answer may look like, for the engine: from the tools, the tool choice and the format that a request names.
 
-Reasoning and preambles are free. A call's arguments follow the schema of a tool that is `strict`, and the final message
-follows the output format. Without any of it, the guide still keeps headers to those that harmony has. The answer to a
-raw prompt follows its output format as a whole.
+Reasoning and preambles are free. A call's arguments follow the schema of a tool that is `strict`, its text the grammar
+of a tool that has one, and the final message the output format. Without any of it, the guide still keeps headers to
+those that harmony has. The answer to a raw prompt follows its output format as a whole.
 """
 
 import functools
@@ -49,8 +49,8 @@ def build_guide(request: ChatRequest, *, header_guard: bool) -> Guided:
     """
     tools = _callable_tools(request)
     must_call = request.tool_choice.mode == "required"
-    strict = [tool for tool in tools if tool.strict]
-    limited = must_call or strict or request.output_format or request.tool_choice.names
+    held = [tool for tool in tools if tool.strict or tool.input_grammar]
+    limited = must_call or held or request.output_format or request.tool_choice.names
     if not limited and request.max_reasoning_tokens is None:
         return Guided(_plain(tuple(tool.name for tool in tools)) if header_guard else None)
     builder = _Builder()
@@ -127,14 +127,20 @@ class _Builder:
             self._add(header, _AFTER_ANSWER, grammar, output_format.field)
 
     def add_call(self, tool: Tool, index: int) -> None:
-        if not tool.strict:
-            for header in headers.call_headers(tool.name):
+        call_headers = headers.call_headers(tool.name, is_text=tool.input_grammar is not None)
+        if tool.input_grammar is not None:
+            field = f"tools[{index}].function.format.definition"
+            held = engine_pb2.Grammar(**{tool.input_grammar.syntax: tool.input_grammar.definition})
+        elif tool.strict:
+            field = f"tools[{index}].function.parameters"
+            schema = _FREE_OBJECT if tool.parameters is None else dict(tool.parameters)
+            held = engine_pb2.Grammar(json_schema=json.dumps(schema))
+        else:
+            for header in call_headers:
                 self._add(header, headers.answer_ends())
             return
-        field = f"tools[{index}].function.parameters"
-        schema = json.dumps(_FREE_OBJECT if tool.parameters is None else dict(tool.parameters))
-        grammar = self._add_grammar(engine_pb2.Grammar(json_schema=schema), field)
-        for header in headers.call_headers(tool.name):
+        grammar = self._add_grammar(held, field)
+        for header in call_headers:
             self._add(header, _AFTER_CALL, grammar, field)
 
     def _add_grammar(self, grammar: engine_pb2.Grammar, field: str) -> int:

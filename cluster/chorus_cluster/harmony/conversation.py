@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 
 class InvalidConversation(ValueError):
@@ -50,17 +50,32 @@ class ToolCall:
     id: str
     name: str
     arguments: str
+    # Whether it is text of a tool that has an input grammar, and no JSON is meant.
+    is_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InputGrammar:
+    """What the text of a tool's calls must follow: a Lark grammar, in llguidance's dialect, or a regular expression."""
+
+    syntax: Literal["lark", "regex"]
+    definition: str
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call; `parameters` is a JSON schema, None for a function without any."""
+    """A function that the model may call; `parameters` is a JSON schema, None for a function without any.
+
+    With an `input_grammar` a call is no JSON, but text that follows the grammar.
+    """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] | None = None
     # Whether arguments must follow the schema. Not for the model's eyes.
     strict: bool = False
+    # Told to the model by whoever makes the tool, in its description.
+    input_grammar: InputGrammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The headers that gpt-oss was trained to write, as token ids: what comes after `<|start|>assistant`.
 
-A call is addressed behind the channel, as the model writes it, or behind the role, as prompts have it; its content type
-may be marked as a constraint, or be missing. Source: the harmony response format guide, and openai-harmony's renderer.
+A call is addressed behind the channel, as the model writes it, or behind the role, as prompts have it. Its content type
+may be marked as a constraint, or be missing; where a call is no JSON, it is the one of calls of Python. Source: the
+harmony response format guide, and openai-harmony's renderer.
 """
 
 import functools
@@ -41,11 +42,13 @@ def final_headers(*, is_constrained: bool) -> tuple[tuple[int, ...], ...]:
     return (plain, _encode("<|channel|>final <|constrain|>json<|message|>")) if is_constrained else (plain,)
 
 
-def call_headers(name: str) -> tuple[tuple[int, ...], ...]:
-    """Headers of calls of the function `name`, which is of letters, digits, underscores and dashes."""
+def call_headers(name: str, *, is_text: bool = False) -> tuple[tuple[int, ...], ...]:
+    """Headers of calls of the function `name`, which is of letters, digits, underscores and dashes. is_text: whether
+    the calls are no JSON."""
     # No token spans a space before a word, so what is the same for all names is encoded once.
     recipient, channel = _encode(f" to=functions.{name}"), _encode("<|channel|>commentary")
-    types = [_encode(f"{content_type}<|message|>") for content_type in (" <|constrain|>json", " json", "")]
+    content_types = (" code", "") if is_text else (" <|constrain|>json", " json", "")
+    types = [_encode(f"{content_type}<|message|>") for content_type in content_types]
     return tuple((*start, *end) for start in ((*channel, *recipient), (*recipient, *channel)) for end in types)
 
 

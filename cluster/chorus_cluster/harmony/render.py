@@ -47,6 +47,9 @@ _SLICE: Final = 8192
 _TOKENS_OF_A_CUT: Final = 8
 # ValueError is what it makes of JSON that it can't read.
 _RENDERER_ERRORS: Final = (oh.HarmonyError, ValueError)
+# How the model's calls say what they are; text is "code", as in its calls of Python.
+_JSON_TYPE: Final = "<|constrain|>json"
+_TEXT_TYPE: Final = "code"
 _KEEP_ALL: Final = oh.RenderConversationConfig(auto_drop_analysis=False)
 
 
@@ -193,7 +196,7 @@ def _assistant(message: Message, field: str, *, keep_reasoning: bool) -> Iterato
 def _call(author: oh.Author, call: ToolCall, field: str) -> oh.Message:
     _check_name(call.name, field, _CALLED_NAME)
     message = _message(author, call.arguments).with_recipient(f"functions.{call.name}")
-    return message.with_channel("commentary").with_content_type("<|constrain|>json")
+    return message.with_channel("commentary").with_content_type(_TEXT_TYPE if call.is_text else _JSON_TYPE)
 
 
 def _tool_result(message: Message, field: str, called: Mapping[str, str]) -> oh.Message:

@@ -439,7 +439,7 @@ class InputGrammar(_message.Message):
     SYNTAX_FIELD_NUMBER: _builtins.int
     DEFINITION_FIELD_NUMBER: _builtins.int
     syntax: _builtins.str
-    """"lark" or "regex". The model is told of it, and not held to it."""
+    """"lark" or "regex". Every call follows it."""
     definition: _builtins.str
     def __init__(
         self,

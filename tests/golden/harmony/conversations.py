@@ -11,6 +11,7 @@ from typing import Any
 from chorus_cluster.harmony.conversation import (
     Conversation,
     Effort,
+    InputGrammar,
     Message,
     ResponseFormat,
     Role,
@@ -37,6 +38,7 @@ WEATHER = Tool(
     },
 )
 NOW = Tool("now", "Tells the time.")
+EDIT = Tool("edit", "Edits files.", {"type": "string"}, input_grammar=InputGrammar("regex", "a+"))
 QUESTION = Message(Role.USER, "How warm is it in Oslo?")
 CALL = Message(
     Role.ASSISTANT,
@@ -52,6 +54,14 @@ def conversations() -> dict[str, Conversation]:
     """Return the recorded conversations by the names of their files."""
     return {
         "plain": Conversation((Message(Role.USER, "What is 2 + 2?"),), current_date=DATE),
+        "calls_of_text": Conversation(
+            (
+                QUESTION,
+                Message(Role.ASSISTANT, tool_calls=(ToolCall("call_1", "edit", 'aa\n"a"', is_text=True),)),
+                Message(Role.TOOL, "Done.", tool_call_id="call_1"),
+            ),
+            tools=(EDIT,),
+        ),
         "low_effort_no_date": Conversation((Message(Role.USER, "Hi"),), effort=Effort.LOW),
         "instructions": Conversation(
             (

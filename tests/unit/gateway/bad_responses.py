@@ -7,6 +7,8 @@ from tests.unit.gateway.bad_input import RESPONSES, USER, Bad
 
 CALL: dict[str, Any] = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
 RESULT: dict[str, Any] = {"type": "function_call_output", "call_id": "c1", "output": "22"}
+CUSTOM: dict[str, Any] = {"type": "custom", "name": "f"}
+GRAMMAR = {"type": "grammar", "syntax": "regex", "definition": "a+"}
 NAMED = {"type": "function", "name": "get_weather"}
 SCHEMA = {"type": "json_schema", "name": "a", "schema": {"type": "object"}}
 
@@ -154,6 +156,10 @@ BAD_RESPONSES = [
     tool(
         {"type": "namespace", "name": "maps", "tools": [{"type": "mcp"}]}, at="[0].tools[0].type", says="does not run"
     ),
+    tool(CUSTOM | {"format": {"type": "json"}}, at="[0].format.type", says="'text' or 'grammar'"),
+    tool(CUSTOM | {"format": {"type": "grammar", "syntax": "ebnf"}}, at="[0].format.syntax", says="'lark' or 'regex'"),
+    tool(CUSTOM | {"format": {"type": "grammar", "syntax": []}}, at="[0].format.syntax", says="'lark' or 'regex'"),
+    tool(CUSTOM | {"format": GRAMMAR | {"definition": 5}}, at="[0].format.definition", says="must be a string"),
     bad({"tools": [WEATHER] * 513}, "tools", "513 elements; at most 512"),
     # Which of them, and the answer's form.
     bad({"tool_choice": "required"}, "tool_choice", "no tools to call"),

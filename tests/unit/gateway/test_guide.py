@@ -1,6 +1,7 @@
 """From a request's tools, tool choice and format to the guide that the engine gets."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from chorus_cluster.gateway.guide import MAX_GRAMMAR_BYTES, build_guide
 from chorus_cluster.gateway.openai.parse import parse_chat_body
 from chorus_cluster.gateway.request import ChatRequest
 from chorus_cluster.harmony import headers
+from chorus_cluster.harmony.conversation import InputGrammar, Tool
 from chorus_cluster.harmony.encoding import load_encoding
 from chorus_cluster.harmony.parser import StreamParser
 from chorus_protos.v1 import engine_pb2
@@ -98,6 +100,37 @@ def test_messages_that_may_come(fields: dict[str, Any], expected: dict[str, set[
     assert kinds(guide(**fields)) == expected
 
 
+TEXT_CALLS = Tool("f", input_grammar=InputGrammar("lark", "start: /x+/"))
+
+
+def test_calls_of_text_follow_their_grammar() -> None:
+    asked = replace(request(), tools=(TEXT_CALLS, Tool("g", input_grammar=InputGrammar("regex", "y+"))))
+    built = build_guide(asked, header_guard=False)
+    assert built.pb is not None
+    assert kinds(built.pb) == {
+        "analysis": {None},
+        "commentary": {None},
+        "final": {None},
+        "to=functions.f": {"start: /x+/"},
+        "to=functions.g": {"y+"},
+    }
+    assert {grammar.WhichOneof("grammar") for grammar in built.pb.grammars} == {"lark", "regex"}
+    calls = [message for message in built.pb.messages if message.HasField("grammar")]
+    assert not any("json" in load_encoding().decode(list(call.header)) for call in calls)
+    assert {tuple(call.end_token_ids) for call in calls} == {(CALL,)}
+    index = next(i for i, message in enumerate(built.pb.messages) if message.HasField("grammar"))
+    refused = InvalidRequest(f"guide.messages[{index}].grammar", "unknown name")
+    assert built.explain(refused).field == "tools[0].function.format.definition"
+
+
+def test_a_grammar_of_calls_that_are_not_allowed_is_not_made() -> None:
+    asked = replace(
+        request(tools=[F], tool_choice=tool("f")), tools=(*request(tools=[F]).tools, replace(TEXT_CALLS, name="g"))
+    )
+    built = build_guide(asked, header_guard=True).pb
+    assert built is not None and not built.grammars
+
+
 def test_who_must_call_reasons_once() -> None:
     assert guide(tools=[F], tool_choice="required").reasons_once
     assert guide(tools=[F], tool_choice=tool("f")).reasons_once
@@ -118,8 +151,12 @@ def test_without_the_guard_only_what_was_asked_for_is_guided() -> None:
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_the_parser_reads_every_header_without_a_repair(is_first: bool) -> None:
-    for message in guide(tools=[F], response_format=RESPONSE_FORMAT).messages:
+@pytest.mark.parametrize("tools", [request(tools=[F]).tools, (TEXT_CALLS,)])
+def test_the_parser_reads_every_header_without_a_repair(is_first: bool, tools: tuple[Tool, ...]) -> None:
+    asked = replace(request(response_format=RESPONSE_FORMAT), tools=tools)
+    guide = build_guide(asked, header_guard=True).pb
+    assert guide is not None
+    for message in guide.messages:
         parser = StreamParser(["f"])
         before = [] if is_first else [*headers.analysis_header(), END, *headers.opening()]
         text = load_encoding().decode(list(message.header))
@@ -130,9 +167,10 @@ def test_the_parser_reads_every_header_without_a_repair(is_first: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["f", "get_weather", "to", "-", "_", "a-", "9", "json", "X" * 64, "kebab-case_2"])
-def test_headers_of_calls_are_encoded_as_a_whole(name: str) -> None:
+@pytest.mark.parametrize("is_text", [False, True])
+def test_headers_of_calls_are_encoded_as_a_whole(name: str, is_text: bool) -> None:
     """The parts that they are put together from are cut where the tokenizer cuts."""
-    for header in headers.call_headers(name):
+    for header in headers.call_headers(name, is_text=is_text):
         text = load_encoding().decode(list(header))
         assert header == tuple(load_encoding().encode(text, allowed_special="all"))
         assert f" to=functions.{name}" in text

@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from tests.support.grammars import EDITS, SOME_EDITS, is_edits
 
 from chorus_cluster.harmony.encoding import load_encoding
 from chorus_vocabulary import NUM_TEXT_TOKENS, VOCABULARY_SIZE
@@ -127,6 +128,13 @@ def accepts(matcher: Matcher, text: str) -> bool:
 )
 def test_texts_of_a_schema(text: str, is_accepted: bool) -> None:
     assert accepts(schema(OBJECT), text) is is_accepted
+
+
+@pytest.mark.parametrize(
+    "text", [SOME_EDITS, f"{SOME_EDITS}\n", f"{SOME_EDITS}x", SOME_EDITS.replace("+new", "new"), ""]
+)
+def test_texts_of_a_grammar_of_edits(text: str) -> None:
+    assert accepts(compiled(GrammarKind.LARK, EDITS), text) is is_edits(text)
 
 
 def test_white_space_has_an_end() -> None:

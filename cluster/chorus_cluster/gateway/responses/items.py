@@ -13,7 +13,7 @@ from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.responses import models as wire
 from chorus_cluster.gateway.responses.ids import new_item_id
 from chorus_cluster.gateway.responses.sealed import NotSealedHere, unseal
-from chorus_cluster.gateway.responses.tools import custom_arguments, harmony_name
+from chorus_cluster.gateway.responses.tools import Toolbox, custom_arguments, harmony_name
 from chorus_cluster.harmony.conversation import Message, Role, ToolCall
 
 Item = dict[str, Any]
@@ -102,9 +102,9 @@ class _Turn:
         return Message(Role.ASSISTANT, self.content or "", reasoning=reasoning, tool_calls=tuple(self.calls))
 
 
-def to_messages(items: Sequence[Item]) -> list[tuple[int, Message]]:
+def to_messages(items: Sequence[Item], toolbox: Toolbox) -> list[tuple[int, Message]]:
     """(index of its first item, message). Reasoning that leads to no message and no call is left out: gpt-oss goes on
-    from none but that of calls."""
+    from none but that of calls. toolbox: it says how the calls of its tools are written."""
     messages: list[tuple[int, Message]] = []
     turn: _Turn | None = None
     reasoning: list[str] = []
@@ -128,7 +128,7 @@ def to_messages(items: Sequence[Item]) -> list[tuple[int, Message]]:
             if turn is None:
                 turn = _Turn(index, [])
             turn.reasoning += reasoning
-            turn.calls.append(_to_call(item))
+            turn.calls.append(_to_call(item, toolbox))
             reasoning = []
         else:
             end_turn()
@@ -148,7 +148,10 @@ def _content(item: Item) -> str:
     return "".join(part["text"] for part in item["content"])
 
 
-def _to_call(item: Item) -> ToolCall:
-    is_custom = item["type"] == "custom_tool_call"
-    arguments = custom_arguments(item["input"]) if is_custom else item["arguments"]
-    return ToolCall(item["call_id"], harmony_name(item["name"], item.get("namespace")), arguments)
+def _to_call(item: Item, toolbox: Toolbox) -> ToolCall:
+    id, name = item["call_id"], harmony_name(item["name"], item.get("namespace"))
+    if item["type"] != "custom_tool_call":
+        return ToolCall(id, name, item["arguments"])
+    if toolbox.called(name).is_held:
+        return ToolCall(id, name, item["input"], is_text=True)
+    return ToolCall(id, name, custom_arguments(item["input"]))

@@ -112,7 +112,7 @@ class ResponseTool(_Lenient):
     description: str | None = None
     parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of a function's arguments.")
     strict: bool | None = Field(default=None, description="Arguments are held to `parameters`; default false.")
-    format: dict[str, Any] | None = Field(default=None, description="Of a custom tool's input; told to the model.")
+    format: dict[str, Any] | None = Field(default=None, description="Of a custom tool's input, which is held to it.")
     tools: "list[ResponseTool] | None" = Field(default=None, description="Of a namespace.")
 
 

@@ -64,7 +64,7 @@ class Prompt:
 
 def build_prompt(request: ResponseRequest, history: Sequence[Item]) -> Prompt:
     """`history`: items of the responses before this one. Errors: InvalidRequest."""
-    pairs = to_messages([*history, *request.items])
+    pairs = to_messages([*history, *request.items], request.toolbox)
     if not pairs:
         raise InvalidRequest("input", "must hold at least one message")
     if request.instructions:

@@ -1,7 +1,8 @@
 """Tools of a response: what the model is shown of them, and whose call a call of the model is.
 
 Harmony knows functions with JSON arguments. A custom tool, whose input is free text, is shown as a function of one
-string, `input`; the functions of a namespace have its name before theirs.
+string, `input`. One with a grammar is shown as a function of a string, and its calls are the input as it is, which a
+grammar can hold. The functions of a namespace have its name before theirs.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any, Final
 from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.responses.models import ResponseTool
 from chorus_cluster.gateway.validate import check_size
-from chorus_cluster.harmony.conversation import Tool
+from chorus_cluster.harmony.conversation import InputGrammar, Tool
 
 # Hosted elsewhere, and declared by agents in every request, wanted or not: the model isn't told of them.
 _LEFT_OUT: Final = ("web_search", "image_generation", "tool_search")
@@ -24,6 +25,11 @@ _FREE_TEXT: Final = {
     "required": ["input"],
     "additionalProperties": False,
 }
+_HELD_TEXT: Final = {"type": "string"}
+_HOW_TO_CALL: Final = {
+    "lark": "A call is the input as it is, without JSON around it. It must match this Lark grammar:",
+    "regex": "A call is the input as it is, without JSON around it. It must match this regular expression:",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,8 @@ class ToolName:
     name: str
     namespace: str | None = None
     is_custom: bool = False
+    # Whether it is a custom tool with a grammar, so that its calls are no JSON.
+    is_held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,7 @@ def read_tools(tools: Sequence[ResponseTool]) -> Toolbox:
         shown.append(tool.model_dump(exclude_none=True))
     check_size("tools", len(declared))
     names: dict[str, ToolName] = {}
+    read: list[Tool] = []
     for field, namespace, tool in declared:
         if tool.type not in ("function", "custom"):
             raise InvalidRequest(f"{field}.type", f"{tool.type[:50]!r} {_RUN_NOWHERE}")
@@ -74,9 +83,12 @@ def read_tools(tools: Sequence[ResponseTool]) -> Toolbox:
         name = harmony_name(tool.name, namespace)
         if name in names:
             raise InvalidRequest(f"{field}.name", "is another tool's, too")
-        names[name] = ToolName(tool.name, namespace, tool.type == "custom")
+        is_custom = tool.type == "custom"
+        grammar = _input_grammar(tool.format, f"{field}.format") if is_custom else None
+        names[name] = ToolName(tool.name, namespace, is_custom, grammar is not None)
+        read.append(_to_tool(tool, name, grammar))
     return Toolbox(
-        tuple(_to_tool(tool, name) for (_, _, tool), name in zip(declared, names, strict=True)),
+        tuple(read),
         tuple(field for field, _, _ in declared),
         shown,
         names,
@@ -110,19 +122,27 @@ def _whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _to_tool(tool: ResponseTool, name: str) -> Tool:
+def _input_grammar(format: Mapping[str, Any] | None, field: str) -> InputGrammar | None:
+    """None: any text. Errors: InvalidRequest."""
+    kind = "text" if format is None else format.get("type")
+    if format is None or kind == "text":
+        return None
+    if kind != "grammar":
+        raise InvalidRequest(f"{field}.type", "must be 'text' or 'grammar'")
+    syntax, definition = format.get("syntax"), format.get("definition")
+    if syntax not in ("lark", "regex"):
+        raise InvalidRequest(f"{field}.syntax", "must be 'lark' or 'regex'")
+    if not isinstance(definition, str):
+        raise InvalidRequest(f"{field}.definition", "must be a string")
+    return InputGrammar(syntax, definition)
+
+
+def _to_tool(tool: ResponseTool, name: str, grammar: InputGrammar | None) -> Tool:
     description = tool.description or ""
     if tool.type == "function":
         return Tool(name, description, tool.parameters, strict=bool(tool.strict))
-    kind = tool.format or {}
-    if kind.get("type") == "grammar":
-        grammar = f"The input must match this {kind.get('syntax', '')} grammar:\n{kind.get('definition', '')}"
-        description = f"{description}\n\n{grammar}".strip()
-    parameters = {
-        "type": "object",
-        "properties": {"input": {"type": "string"}},
-        "required": ["input"],
-        "additionalProperties": False,
-    }
-    # Strict, so that there always is an input.
-    return Tool(name, description, parameters, strict=True)
+    if grammar is None:
+        # Strict, so that there always is an input.
+        return Tool(name, description, _FREE_TEXT, strict=True)
+    told = f"{_HOW_TO_CALL[grammar.syntax]}\n{grammar.definition}"
+    return Tool(name, f"{description}\n\n{told}".strip(), _HELD_TEXT, input_grammar=grammar)

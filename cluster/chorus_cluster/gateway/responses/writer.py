@@ -20,9 +20,12 @@ _DELTAS: Final = {
     "reasoning": "response.reasoning_text.delta",
     "message": "response.output_text.delta",
     "function_call": "response.function_call_arguments.delta",
+    "custom_tool_call": "response.custom_tool_call_input.delta",
 }
+_CALLS: Final = ("function_call", "custom_tool_call")
 # What a delta's event ends with.
-_ENDS: Final = {"reasoning": "}\n\n", "message": ',"logprobs":[]}\n\n', "function_call": "}\n\n"}
+_ENDS: Final = {"reasoning": "}\n\n", "message": ',"logprobs":[]}\n\n'}
+_END_OF_CALLS: Final = "}\n\n"
 _DATA: Final = "\ndata: "
 
 
@@ -48,12 +51,14 @@ def split_events(text: str) -> list[str]:
 
 @dataclass(slots=True)
 class _OpenItem:
-    """The item that the model is writing. `delta`: what a delta's event begins with, as far as its number."""
+    """The item that the model is writing. `delta`: what a delta's event begins with, as far as its number. `is_json`:
+    whether it is the input of a custom tool's call with JSON around it."""
 
     item: Item
     texts: list[str] = field(default_factory=list)
     logprobs: list[ev.Logprob] = field(default_factory=list)
     delta: str = ""
+    is_json: bool = False
 
 
 class ResponseWriter:
@@ -139,14 +144,16 @@ class ResponseWriter:
         if tool.namespace is not None:
             item["namespace"] = tool.namespace
         item |= {"input": ""} if tool.is_custom else {"arguments": "", "status": "in_progress"}
-        return self._start(item)[1]
+        opened, written = self._start(item)
+        opened.is_json = tool.is_custom and not tool.is_held
+        return written
 
     def _start(self, item: Item) -> tuple[_OpenItem, list[str]]:
         self.output.append(item)
         self._open = _OpenItem(item)
-        if self._writes_events and item["type"] in _DELTAS:
+        if self._writes_events:
             type = _DELTAS[item["type"]]
-            place = self._in_item(item) if item["type"] == "function_call" else self._in_part(item)
+            place = self._in_item(item) if item["type"] in _CALLS else self._in_part(item)
             head = encode({"type": type, **place})
             self._open.delta = f'event: {type}\ndata: {head[:-1]},"sequence_number":'
         return self._open, self._event("response.output_item.added", self._at() | {"item": item})
@@ -155,10 +162,10 @@ class ResponseWriter:
         opened = self._open
         assert opened is not None, "arguments follow the start of their call"
         opened.texts.append(text)
-        # What a custom tool's input is, is known only when the JSON around it is whole.
-        if not self._writes_events or opened.item["type"] == "custom_tool_call":
+        # What the input in JSON is, is known only when the JSON is whole.
+        if not self._writes_events or opened.is_json:
             return []
-        return [self._delta(opened, text, _ENDS["function_call"])]
+        return [self._delta(opened, text, _END_OF_CALLS)]
 
     def _close_reasoning(self, opened: _OpenItem, text: str) -> list[str]:
         opened.item["content"] = reasoning_parts(text)
@@ -182,8 +189,8 @@ class ResponseWriter:
         if opened.item["type"] == "function_call":
             opened.item["arguments"] = text
             return self._event("response.function_call_arguments.done", place | {"arguments": text})
-        input = opened.item["input"] = custom_input(text)
-        written = self._event("response.custom_tool_call_input.delta", place | {"delta": input})
+        input = opened.item["input"] = custom_input(text) if opened.is_json else text
+        written = [self._delta(opened, input, _END_OF_CALLS)] if self._writes_events and opened.is_json else []
         return written + self._event("response.custom_tool_call_input.done", place | {"input": input})
 
     def _new_id(self, kind: str) -> str:

@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 from tests.support.chat import TOOL_CALL, encode
+from tests.support.grammars import EDITS, SOME_EDITS
 from tests.support.responses import WEATHER, check_known, prompt, sse
 
 from chorus_cluster.errors import Overloaded
@@ -94,7 +95,7 @@ CODEX_TOOLS: list[dict[str, Any]] = [
         "type": "custom",
         "name": "apply_patch",
         "description": "Edits files.",
-        "format": {"type": "grammar", "syntax": "lark", "definition": "start: begin_patch hunk+ end_patch"},
+        "format": {"type": "grammar", "syntax": "lark", "definition": EDITS},
     },
     {
         "type": "namespace",
@@ -150,11 +151,8 @@ async def test_a_turn_of_codex(http: httpx.AsyncClient, engine: FakeEngineClient
     )
     assert call["name"] == "exec_command"
     history.append({"type": "function_call_output", "call_id": call["call_id"], "output": "a.txt"})
-    (patch,) = await turn(
-        "<|channel|>commentary to=functions.apply_patch <|constrain|>json"
-        r'<|message|>{"input": "*** Begin Patch\n*** End Patch"}<|call|>'
-    )
-    assert patch["type"] == "custom_tool_call" and patch["input"].startswith("*** Begin Patch\n")
+    (patch,) = await turn(f"<|channel|>commentary to=functions.apply_patch code<|message|>{SOME_EDITS}<|call|>")
+    assert (patch["type"], patch["input"]) == ("custom_tool_call", SOME_EDITS)
     # The reasoning that led to the first call is still there; what runs elsewhere the model is not told of.
     given = prompt(engine)
     assert "Need a listing." in given and given.count("You are a coding agent.\n\nSandbox: read-only.") == 1
@@ -168,6 +166,7 @@ async def test_a_turn_of_codex(http: httpx.AsyncClient, engine: FakeEngineClient
     (answer,) = await turn("<|channel|>final<|message|>There is a.txt.<|return|>")
     assert answer["content"][0]["text"] == "There is a.txt."
     assert "<|start|>functions.mcp__docs__lookup to=assistant<|channel|>commentary<|message|>Found." in prompt(engine)
+    assert f" code<|message|>{SOME_EDITS}<|call|>" in prompt(engine)
     history.append({"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Thanks."}]})
     await turn("<|channel|>final<|message|>Gladly.<|return|>")
     # After an answer gpt-oss expects no reasoning from before.

@@ -6,9 +6,10 @@ from typing import Any
 import httpx
 import pytest
 from tests.support.chat import TOOL_CALL, encode
+from tests.support.grammars import EDITS, SOME_EDITS
 from tests.support.responses import WEATHER, create, kinds, parse_response, prompt, sse
 
-from chorus_cluster.errors import Overloaded, RequestFailed
+from chorus_cluster.errors import InvalidRequest, Overloaded, RequestFailed
 from chorus_cluster.harmony.marked_text import decode_marked
 from chorus_cluster.routing.fake_client import FakeEngineClient
 
@@ -127,12 +128,7 @@ async def test_sealed_reasoning_is_read_back(http: httpx.AsyncClient, engine: Fa
 
 
 async def test_custom_tools_take_free_text(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
-    patch = {
-        "type": "custom",
-        "name": "apply_patch",
-        "description": "Edits files.",
-        "format": {"type": "grammar", "syntax": "lark", "definition": "start: begin_patch"},
-    }
+    patch = {"type": "custom", "name": "apply_patch", "description": "Edits files.", "format": {"type": "text"}}
     engine.script = encode(
         "<|channel|>commentary to=functions.apply_patch <|constrain|>json<|message|>"
         r'{"input": "*** Begin Patch\n\"x\""}<|call|>'
@@ -142,11 +138,53 @@ async def test_custom_tools_take_free_text(http: httpx.AsyncClient, engine: Fake
     assert kinds(events) == ["created", "in_progress", "output_item.added", *ends]
     call = parse_response(events[-1]["response"]).output[0]
     assert call.type == "custom_tool_call" and call.input == '*** Begin Patch\n"x"'
-    assert "start: begin_patch" in prompt(engine) and "input: string" in prompt(engine)
+    assert "// Edits files.\ntype apply_patch = (_: {\ninput: string,\n}) => any;" in prompt(engine)
     result = {"type": "custom_tool_call_output", "call_id": call.call_id, "output": "Done."}
     await create(http, tools=[patch], previous_response_id=events[-1]["response"]["id"], input=[result])
     assert r'{"input": "*** Begin Patch\n\"x\""}<|call|>' in prompt(engine)
     assert "<|start|>functions.apply_patch to=assistant<|channel|>commentary<|message|>Done." in prompt(engine)
+
+
+async def test_calls_of_custom_tools_with_a_grammar_are_text(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
+    form = {"type": "grammar", "syntax": "lark", "definition": EDITS}
+    edit = {"type": "custom", "name": "edit", "description": "Edits files.", "format": form}
+    # Whatever the header says that the text is.
+    for content_type in (" code", "", " <|constrain|>json"):
+        header = f"<|channel|>commentary to=functions.edit{content_type}<|message|>"
+        engine.script = encode(f"{header}{SOME_EDITS}<|call|>")
+        events = sse((await create(http, tools=[edit], stream=True)).text)
+        ends = ["custom_tool_call_input.delta", "custom_tool_call_input.done", "output_item.done", "completed"]
+        assert kinds(events) == ["created", "in_progress", "output_item.added", *ends]
+        deltas = [event["delta"] for event in events if event["type"] == "response.custom_tool_call_input.delta"]
+        assert len(deltas) > 5 and "".join(deltas) == SOME_EDITS
+        call = parse_response(events[-1]["response"]).output[0]
+        assert call.type == "custom_tool_call" and call.input == SOME_EDITS
+    assert "\nstart: open edit+ close\n" in prompt(engine).replace("// ", "")
+    assert "type edit = (_: string) => any;" in prompt(engine)
+    assert [grammar.lark for grammar in engine.requests[-1].guide.grammars] == [EDITS]
+    # Kept or sent back, it is told as it was said.
+    result = {"type": "custom_tool_call_output", "call_id": call.call_id, "output": "Done."}
+    said = f"<|start|>assistant to=functions.edit<|channel|>commentary code<|message|>{SOME_EDITS}<|call|>"
+    await create(http, tools=[edit], previous_response_id=events[-1]["response"]["id"], input=[result])
+    assert said in prompt(engine)
+    sent = {"type": "custom_tool_call", "call_id": call.call_id, "name": "edit", "input": SOME_EDITS}
+    await create(http, tools=[edit], input=[{"role": "user", "content": "Hi"}, sent, result])
+    assert said in prompt(engine)
+
+
+async def test_a_grammar_that_can_not_be_used_is_told_by_its_field(
+    http: httpx.AsyncClient, engine: FakeEngineClient
+) -> None:
+    form = {"type": "grammar", "syntax": "lark", "definition": "start: nothing"}
+    edit = {"type": "custom", "name": "edit", "format": form}
+    tools = [WEATHER, {"type": "namespace", "name": "files", "tools": [edit]}]
+    await create(http, tools=tools)
+    messages = engine.requests[-1].guide.messages
+    index = next(i for i, message in enumerate(messages) if message.HasField("grammar"))
+    engine.refusal = InvalidRequest(f"guide.messages[{index}].grammar", "unknown name")
+    error = (await create(http, tools=tools)).json()["error"]
+    assert error["param"] == "tools[1].tools[0].format.definition"
+    assert error["message"].endswith("can't be enforced: unknown name")
 
 
 async def test_namespaces(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:

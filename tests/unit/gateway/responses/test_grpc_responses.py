@@ -28,12 +28,12 @@ FUNCTION = chat_pb2.FunctionTool(
 STRICT = chat_pb2.FunctionTool(
     name="get_weather", description="Weather of a city.", parameters_json=FUNCTION.parameters_json, strict=True
 )
-GRAMMAR = {"type": "grammar", "syntax": "lark", "definition": "start: begin_patch"}
+GRAMMAR = {"type": "grammar", "syntax": "lark", "definition": "start: /[a-z]+/"}
 CUSTOM = {"type": "custom", "name": "apply_patch", "description": "Edits files.", "format": GRAMMAR}
 CUSTOM_PB = pb.CustomTool(
     name="apply_patch",
     description="Edits files.",
-    grammar=pb.InputGrammar(syntax="lark", definition="start: begin_patch"),
+    grammar=pb.InputGrammar(syntax="lark", definition="start: /[a-z]+/"),
 )
 MAPS = {"type": "namespace", "name": "maps", "description": "Maps.", "tools": [WEATHER]}
 TOOLS = [WEATHER, CUSTOM, MAPS]
@@ -45,10 +45,7 @@ TOOLS_PB = [
     ),
 ]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
-CALLED = (
-    "<|channel|>commentary to=functions.apply_patch <|constrain|>json<|message|>"
-    r'{"input": "*** Begin Patch"}<|call|>'
-)
+CALLED = "<|channel|>commentary to=functions.apply_patch code<|message|>begin and end the patch<|call|>"
 
 
 def said(text: str, role: "chat_pb2.Role.ValueType" = chat_pb2.ROLE_USER) -> pb.ResponseItem:
@@ -248,7 +245,7 @@ async def test_what_is_kept_is_read_through_both(
 
 async def test_what_clients_of_http_may_send_and_nobody_reads(stub: Stub, http: httpx.AsyncClient) -> None:
     """It is given back over HTTP, and does no harm over gRPC."""
-    odd_custom = CUSTOM | {"format": {"type": "grammar", "syntax": 5}, "parameters": {}}
+    odd_custom = CUSTOM | {"format": GRAMMAR | {"more": 5}, "parameters": {}}
     named_oddly = {"type": "function", "name": "get_weather", "namespace": 5, "more": [1]}
     fields: dict[str, Any] = {
         **{"priority": 1, "service_tier": "flex", "max_tool_calls": 10**30, "tool_choice": named_oddly},
@@ -266,13 +263,18 @@ async def test_what_clients_of_http_may_send_and_nobody_reads(stub: Stub, http: 
 
 async def test_input_that_is_no_unicode_text(stub: Stub, http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
     """The model can spell half a character in JSON."""
-    engine.script = encode(CALLED.replace("*** Begin", r"\ud800 \ud83d\ude00"))
-    whole = await stub.CreateResponse(ask(tools=TOOLS_PB))
+    engine.script = encode(
+        "<|channel|>commentary to=functions.note <|constrain|>json<|message|>"
+        r'{"input": "\ud800 \ud83d\ude00 Patch"}<|call|>'
+    )
+    note = pb.ResponseTool(custom=pb.CustomTool(name="note"))
+    whole = await stub.CreateResponse(ask(tools=[note]))
     assert whole.output[0].custom_tool_call.input == "\ufffd \U0001f600 Patch"
     body = (await http.get(f"/v1/responses/{whole.id}")).json()
     assert body["output"][0]["input"] == "\ufffd \U0001f600 Patch"
     result = {"type": "custom_tool_call_output", "call_id": body["output"][0]["call_id"], "output": "Done."}
-    assert (await create(http, tools=TOOLS, previous_response_id=whole.id, input=[result])).status_code == 200
+    tools = [{"type": "custom", "name": "note"}]
+    assert (await create(http, tools=tools, previous_response_id=whole.id, input=[result])).status_code == 200
 
 
 async def test_every_event_has_its_place(stub: Stub, http: httpx.AsyncClient, engine: FakeEngineClient) -> None:

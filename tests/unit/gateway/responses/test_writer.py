@@ -14,8 +14,9 @@ from chorus_cluster.gateway.responses.tools import read_tools
 from chorus_cluster.gateway.responses.writer import ResponseWriter, split_events
 
 PATCH = ResponseTool(type="custom", name="apply_patch")
+EDIT = ResponseTool(type="custom", name="edit", format={"type": "grammar", "syntax": "regex", "definition": "a+"})
 TEXT = st.text(max_size=8)
-NAMES = st.sampled_from(["f", "apply_patch", "undeclared"])
+NAMES = st.sampled_from(["f", "apply_patch", "edit", "undeclared"])
 Turn = tuple[str, list[str]]
 TURNS = st.lists(st.tuples(st.sampled_from(["reasoning", "answer", "call"]), st.lists(TEXT, min_size=1, max_size=4)))
 
@@ -65,7 +66,7 @@ def followed(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @settings(max_examples=150, deadline=None)
 @given(TURNS, st.lists(NAMES, min_size=1, max_size=3), st.booleans())
 def test_events_tell_the_output(turns: list[Turn], names: list[str], is_cut: bool) -> None:
-    toolbox = read_tools([PATCH])
+    toolbox = read_tools([PATCH, EDIT])
     writer, silent = (
         ResponseWriter("resp_" + "0" * 48, toolbox, sealed_reasoning=False, writes_events=writes)
         for writes in (True, False)
@@ -79,6 +80,6 @@ def test_events_tell_the_output(turns: list[Turn], names: list[str], is_cut: boo
     if written:
         assert followed(sse("".join(written))) == json.loads(json.dumps(writer.output))
     # And it can be gone on from.
-    to_messages(writer.output)
+    to_messages(writer.output, toolbox)
     statuses = [item["status"] for item in writer.output if "status" in item]
     assert all(status == "completed" for status in statuses[:-1])
