@@ -59,7 +59,7 @@ def check(path: Path) -> Outcome:
         return outcome
     begin = time.perf_counter()
     try:
-        matcher = _grammars().compile(Grammar(GrammarKind.JSON_SCHEMA, source)).result()
+        matcher = _grammars().compile(Grammar(GrammarKind.JSON_SCHEMA, source)).future.result()
     except GrammarError as error:
         outcome.refused = _class_of(str(error))
     outcome.seconds = time.perf_counter() - begin
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def _warm_up() -> None:
-    _grammars().compile(Grammar(GrammarKind.JSON_SCHEMA, "{}")).result()
+    _grammars().compile(Grammar(GrammarKind.JSON_SCHEMA, "{}")).future.result()
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ def _workers(config: AppConfig) -> Application:
             max_num_seqs=engine.max_num_seqs,
             max_batched_tokens=engine.max_batched_tokens,
             step_budget_s=workers.step_budget_s,
+            grammar_timeout_s=workers.grammar_timeout_s,
             max_queued_requests=workers.max_queued_requests,
             num_shards=workers.shards,
             merge_interval_s=workers.merge_interval_s,

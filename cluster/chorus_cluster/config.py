@@ -133,6 +133,8 @@ class WorkersConfig:
     # Seconds that a step should take while answers are being written: prompts get fewer of its tokens then, which
     # bounds the time between two tokens of an answer. Unset: no limit.
     step_budget_s: Amount | None = None
+    # Seconds that compiling a request's schema or grammar may take; then the request is answered 400.
+    grammar_timeout_s: Period = 2.0
     # Requests that may wait in an engine; more are answered 429.
     max_queued_requests: Count = 128
     # Tokens after the first are sent at most this often.

@@ -33,6 +33,8 @@ class WorkerConfig:
     max_batched_tokens: int = 512
     # Seconds that a step should take while answers are being written: prompts get fewer tokens then. None: no limit.
     step_budget_s: float | None = None
+    # Seconds that compiling a request's schema or grammar may take; it is refused then.
+    grammar_timeout_s: float = 2.0
     # Requests waiting beyond the running ones; the next one is refused as OVERLOADED.
     max_queued_requests: int = 256
     num_shards: int = 1
@@ -75,6 +77,8 @@ class WorkerConfig:
             )
         if self.step_budget_s is not None and not self.step_budget_s > 0:
             raise ValueError(f"step_budget_s is {self.step_budget_s}: it must be more than 0 seconds")
+        if not self.grammar_timeout_s > 0:
+            raise ValueError(f"grammar_timeout_s is {self.grammar_timeout_s}: it must be more than 0 seconds")
         if not 0 <= self.merge_interval_s <= 1:
             raise ValueError(f"merge_interval_s is {self.merge_interval_s}: it must be between 0 and 1 seconds")
         check_kv_cache_dtype(self.runner, self.kv_cache_dtype)

@@ -1,5 +1,6 @@
 """A clock that is set by hand, and a runner that simulates KV memory and refuses every wrong batch."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from zlib import crc32
@@ -178,6 +179,7 @@ def build_engine(
     max_queued_requests: int = 100,
     prefix_cache: bool = True,
     step_budget_s: float | None = None,
+    grammar_timeout_s: float = math.inf,
     **settings: object,
 ) -> tuple[Engine, SimulatedRunner, ManualClock]:
     """An engine whose runner computes each step at once, or, if it overlaps, when the next one was launched."""
@@ -190,6 +192,7 @@ def build_engine(
         clock=clock,
         prefix_cache=prefix_cache,
         step_budget_s=step_budget_s,
+        grammar_timeout_s=grammar_timeout_s,
     )
     return engine, simulated, clock
 

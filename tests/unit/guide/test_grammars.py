@@ -70,7 +70,7 @@ def grammars() -> Grammars:
 
 
 def compiled(kind: GrammarKind, source: str) -> Matcher:
-    return grammars().compile(Grammar(kind, source)).result().copy()
+    return grammars().compile(Grammar(kind, source)).future.result().copy()
 
 
 def schema(value: Any) -> Matcher:
@@ -224,7 +224,7 @@ def test_what_explodes_ends_in_time(kind: GrammarKind, source: str) -> None:
 def test_a_grammar_is_compiled_once_and_copies_go_their_own_ways() -> None:
     grammar = Grammar(GrammarKind.REGEX, "ab|cd")
     assert grammars().compile(grammar) is grammars().compile(grammar)
-    first, second = (grammars().compile(grammar).result().copy() for _ in range(2))
+    first, second = (grammars().compile(grammar).future.result().copy() for _ in range(2))
     for token_id in load_encoding().encode("ab"):
         first.consume(token_id)
     ends = [grammars().mask(matcher)[1] for matcher in (first, second)]
@@ -251,7 +251,7 @@ def test_a_small_vocabulary_writes_what_it_can(make: Callable[[Sequence[int]], S
     words = [load_encoding().encode(word)[0] for word in ("yes", "no", "y", "e", "s", "n", "o", " maybe")]
     token_ids = make(words)
     small = Grammars(Columns(token_ids, VOCABULARY_SIZE))
-    matcher = small.compile(Grammar(GrammarKind.REGEX, "yes|no|never")).result().copy()
+    matcher = small.compile(Grammar(GrammarKind.REGEX, "yes|no|never")).future.result().copy()
     mask, _ = small.mask(matcher)
     allowed = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0].tolist()
     assert {token_bytes(token_ids[column]) for column in allowed} == {b"yes", b"y", b"no", b"n"}

@@ -22,6 +22,7 @@ def test_the_defaults_hold_together() -> None:
         ({"max_num_seqs": 64, "max_batched_tokens": 63}, "at least max_num_seqs"),
         ({"batch_invariant": True}, "batch_invariant is on: it takes runner 'triton' on a GPU"),
         ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype is fp8_e4m3: runner 'reference' keeps KV in float32 only"),
+        ({"grammar_timeout_s": 0.0}, "grammar_timeout_s is 0.0"),
         ({"merge_interval_s": -0.1}, "merge_interval_s is -0.1"),
         ({"merge_interval_s": float("nan")}, "merge_interval_s is nan"),
     ],

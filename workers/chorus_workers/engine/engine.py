@@ -27,7 +27,7 @@ class Engine:
     """Continuous batching over a runner. Not thread-safe; does no I/O but what the runner does.
 
     `clock` returns seconds; deadlines and arrival times are on it. With `prefix_cache`, requests that begin alike use
-    the same KV. `step_budget_s`: see WorkerConfig.
+    the same KV. `step_budget_s`, `grammar_timeout_s`: see WorkerConfig.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Engine:
         clock: Callable[[], float],
         prefix_cache: bool = True,
         step_budget_s: float | None = None,
+        grammar_timeout_s: float = 2.0,
     ) -> None:
         info = runner.info
         self.stats = EngineStats()
@@ -61,7 +62,7 @@ class Engine:
         self._scheduler = Scheduler(limits, self._kv, self.stats, clock)
         # The step that was launched before the last one was committed.
         self._launched: _Launched | None = None
-        self.guides = GuideMaker(Columns(runner.token_ids, info.vocab_size))
+        self.guides = GuideMaker(Columns(runner.token_ids, info.vocab_size), clock=clock, timeout_s=grammar_timeout_s)
 
     @property
     def has_requests(self) -> bool:
@@ -76,7 +77,7 @@ class Engine:
 
     def add(self, request: GenerationRequest) -> None:
         """Admits a request, or puts its refusal into the next step's output. One with grammars is admitted by the first
-        step after they have been compiled."""
+        step after they have been compiled, or refused by the first after that has taken too long."""
         try:
             prepared = self.guides.prepare(request)
             if prepared is not None:

@@ -1,16 +1,19 @@
 """From the guide that a request asks for to one that follows its answer. Grammars are compiled beside the engine's
-loop."""
+loop, and a request doesn't wait for them without end."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from chorus_workers.engine.request import GenerationRequest, Refusal, RefusalReason, Refused
 from chorus_workers.guide.columns import Columns, TokenMask
+from chorus_workers.guide.compilers import Compilation
 from chorus_workers.guide.grammars import GrammarError, Grammars, Matcher
 from chorus_workers.guide.guide import Guide
 from chorus_workers.guide.spec import Grammar, GuideSpec
+
+# For who is refused because too many grammars wait.
+_RETRY_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,19 +21,22 @@ class Prepared:
     """A request, with its grammars as they are or will be compiled."""
 
     request: GenerationRequest
-    matchers: Mapping[Grammar, Future[Matcher]]
+    matchers: Mapping[Grammar, Compilation[Matcher]]
 
     @property
     def is_ready(self) -> bool:
-        return all(future.done() for future in self.matchers.values())
+        """Whether it can be admitted, or be refused."""
+        return all(compilation.is_settled for compilation in self.matchers.values())
 
 
 class GuideMaker:
     """Holds requests while their grammars are compiled, and makes guides. Its methods are for the engine's thread."""
 
-    def __init__(self, columns: Columns) -> None:
+    def __init__(self, columns: Columns, *, clock: Callable[[], float], timeout_s: float) -> None:
+        """timeout_s: how long compiling a grammar may take; then requests with it are refused."""
         self._columns = columns
-        self._grammars = Grammars(columns)
+        self._timeout_s = timeout_s
+        self._grammars = Grammars(columns, clock=clock, timeout_s=timeout_s)
         self._waiting: dict[str, Prepared] = {}
         # Ids of which a grammar is ready, from whichever thread; the request may have left since.
         self._news: deque[str] = deque()
@@ -52,9 +58,12 @@ class GuideMaker:
     def prepare(self, request: GenerationRequest) -> Prepared | None:
         """The request, if it can be admitted now; else `take_ready` has it later.
 
-        Errors: Refused, if one of its id waits.
+        Errors: Refused, if one of its id waits, or too many grammars do.
         """
         grammars = () if request.guide is None else request.guide.grammars
+        if not self._grammars.has_room_for(grammars):
+            message = "too many grammars wait to be compiled"
+            raise Refused(Refusal(RefusalReason.OVERLOADED, message, retry_after_s=_RETRY_AFTER_S))
         prepared = Prepared(request, {grammar: self._grammars.compile(grammar) for grammar in grammars})
         if prepared.is_ready:
             return prepared
@@ -62,12 +71,14 @@ class GuideMaker:
             message = "a request of this id is waiting already"
             raise Refused(Refusal(RefusalReason.INVALID_ARGUMENT, message, field="request_id"))
         self._waiting[request.request_id] = prepared
-        for future in prepared.matchers.values():
-            future.add_done_callback(lambda _: self._announce(request.request_id))
+        for compilation in prepared.matchers.values():
+            compilation.future.add_done_callback(lambda _: self._announce(request.request_id))
         return None
 
     def take_ready(self) -> Iterator[Prepared]:
-        """Requests that waited and can be admitted now, each once."""
+        """Requests that waited and can be admitted or refused now, each once."""
+        if self._waiting and self._grammars.note_late():
+            self._news.extend(self._waiting)
         while self._news:
             request_id = self._news.popleft()
             prepared = self._waiting.get(request_id)
@@ -88,7 +99,8 @@ class GuideMaker:
         if request.guide is None:
             return None
         matchers = {
-            grammar: self._matcher(request.guide, grammar, future) for grammar, future in prepared.matchers.items()
+            grammar: self._matcher(request.guide, grammar, compilation)
+            for grammar, compilation in prepared.matchers.items()
         }
         try:
             guide = Guide(request.guide, self._columns, matchers)
@@ -111,13 +123,16 @@ class GuideMaker:
     def close(self) -> None:
         self._grammars.close()
 
-    def _matcher(self, spec: GuideSpec, grammar: Grammar, future: Future[Matcher]) -> Matcher:
+    def _matcher(self, spec: GuideSpec, grammar: Grammar, compilation: Compilation[Matcher]) -> Matcher:
         try:
-            return future.result()
+            if compilation.future.done():
+                return compilation.future.result()
+            reason = f"it takes more than {self._timeout_s:g} seconds to compile"
         except GrammarError as error:
-            index = next(i for i, message in enumerate(spec.messages) if message.grammar == grammar)
-            field = f"guide.messages[{index}].grammar"
-            raise Refused(Refusal(RefusalReason.INVALID_ARGUMENT, str(error), field=field)) from None
+            reason = str(error)
+        index = next(i for i, message in enumerate(spec.messages) if message.grammar == grammar)
+        field = f"guide.messages[{index}].grammar"
+        raise Refused(Refusal(RefusalReason.INVALID_ARGUMENT, reason, field=field))
 
     def _announce(self, request_id: str) -> None:
         self._news.append(request_id)

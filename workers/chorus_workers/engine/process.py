@@ -24,6 +24,8 @@ from chorus_workers.runner.fake import FakeModel, FakeRunner
 logger = logging.getLogger("chorus_workers.engine.process")
 
 _REPORT_INTERVAL_S = 0.25
+# How often it is looked whether a grammar takes too long, while nothing else is to be done.
+_GRAMMARS_INTERVAL_S = 0.05
 _RECEIVE_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
 
@@ -51,8 +53,11 @@ class Link:
         """Ends the sleep of `receive`, or the next one; from any thread."""
         os.eventfd_write(self._wakeup, 1)
 
-    def receive(self, *, wait: bool) -> list[object]:
-        """Messages that are here; with `wait`, sleeps until there is one, or somebody wakes it. Errors: ReplicaGone."""
+    def receive(self, *, wait: bool, timeout_s: float | None = None) -> list[object]:
+        """Messages that are here; with `wait`, sleeps until there is one, somebody wakes it, or that time has passed.
+
+        Errors: ReplicaGone.
+        """
         if self._unsent:
             self._flush()
         messages: list[object] = []
@@ -62,9 +67,9 @@ class Link:
             except BlockingIOError:
                 if messages or not wait:
                     return messages
-                self._wait(select.POLLIN | (select.POLLOUT if self._unsent else 0))
+                self._wait(select.POLLIN | (select.POLLOUT if self._unsent else 0), timeout_s)
                 self._flush()
-                if self._was_woken():
+                if self._was_woken() or timeout_s is not None:
                     return messages
                 continue
             except ConnectionResetError as error:
@@ -129,7 +134,8 @@ def serve(link: Link, engine: Engine, info: RunnerInfo) -> None:
     reported_at = time.monotonic()
     link.send(Report(engine.load(), engine.stats))
     while True:
-        for message in link.receive(wait=not engine.has_requests):
+        timeout_s = _GRAMMARS_INTERVAL_S if engine.guides.num_waiting else None
+        for message in link.receive(wait=not engine.has_requests, timeout_s=timeout_s):
             match message:
                 case Submit(request):
                     engine.add(request)
@@ -164,6 +170,7 @@ def run(sock: socket.socket) -> None:
                 clock=time.monotonic,
                 prefix_cache=config.prefix_cache,
                 step_budget_s=config.step_budget_s,
+                grammar_timeout_s=config.grammar_timeout_s,
             )
             if not config.model.startswith(FAKE_MODEL_PREFIX):
                 engine.guides.load()

@@ -4,11 +4,12 @@ llguidance speaks of text. It gets the tokens that the logits have columns for a
 column; what is forced it splits into tokens as the model's tokenizer would. Tokens of markup are none of it.
 """
 
+import math
 import re
+import time
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
+from collections.abc import Callable, Iterable
+from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 import llguidance
@@ -16,6 +17,7 @@ import numpy as np
 
 from chorus_vocabulary import NUM_TEXT_TOKENS
 from chorus_workers.guide.columns import Columns, TokenMask
+from chorus_workers.guide.compilers import Compilation, Compilers
 from chorus_workers.guide.json_schema import read_schema
 from chorus_workers.guide.spec import Grammar, GrammarKind
 from chorus_workers.guide.tokenizer import build_tokenizer
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
 # Compiled grammars that are kept for later requests.
 _MAX_KEPT = 64
-_NUM_COMPILERS = 2
+# Grammars that wait to be compiled, beyond which no request with new ones is taken on.
+_MAX_QUEUED = 128
 _MAX_MESSAGE_LENGTH = 300
 # Between two tokens of JSON, as in `{"a": 1}` and where lines are indented: without a bound, a model that is unsure may
 # write white space until its limit.
@@ -79,10 +82,13 @@ class Matcher:
 class Grammars:
     """Compiles grammars in threads of its own, and computes masks."""
 
-    def __init__(self, columns: Columns) -> None:
+    def __init__(
+        self, columns: Columns, *, clock: Callable[[], float] = time.monotonic, timeout_s: float = math.inf
+    ) -> None:
+        """timeout_s: how long compiling one may take, until nobody waits for it any more."""
         self._columns = columns
-        self._compilers = ThreadPoolExecutor(_NUM_COMPILERS, thread_name_prefix="grammar")
-        self._kept: OrderedDict[Grammar, Future[Matcher]] = OrderedDict()
+        self._compilers = Compilers[Matcher](clock, timeout_s)
+        self._kept: OrderedDict[Grammar, Compilation[Matcher]] = OrderedDict()
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._loading = Lock()
         self._text = columns.only(token_id for token_id in columns.token_ids if token_id < NUM_TEXT_TOKENS)
@@ -92,18 +98,27 @@ class Grammars:
 
     def load(self) -> None:
         """Begins to load what the first grammar would wait for: a second."""
-        self._compilers.submit(self._load)
+        Thread(target=self._load, name="grammar-loading", daemon=True).start()
 
-    def compile(self, grammar: Grammar) -> "Future[Matcher]":
-        """To a matcher at the beginning, which is to be copied. Errors, in the future: GrammarError."""
+    def has_room_for(self, grammars: Iterable[Grammar]) -> bool:
+        """Whether these are known, or the queue of those to compile isn't full."""
+        return self._compilers.num_queued < _MAX_QUEUED or all(grammar in self._kept for grammar in grammars)
+
+    def compile(self, grammar: Grammar) -> Compilation[Matcher]:
+        """To a matcher at the beginning, which is to be copied. Errors, in its future: GrammarError."""
         if (kept := self._kept.get(grammar)) is not None:
             self._kept.move_to_end(grammar)
             return kept
-        future = self._compilers.submit(self._compile, grammar)
-        self._kept[grammar] = future
+        compilation = Compilation(lambda begin: self._compile(grammar, begin))
+        self._kept[grammar] = compilation
         if len(self._kept) > _MAX_KEPT:
             self._kept.popitem(last=False)
-        return future
+        self._compilers.submit(compilation)
+        return compilation
+
+    def note_late(self) -> bool:
+        """Notes which compilations take too long. Whether any has begun to since the last time."""
+        return self._compilers.note_late()
 
     def mask(self, matcher: Matcher) -> tuple[TokenMask, bool]:
         """Which text tokens may come, and whether the text may end. Some 20 us: threads of llguidance's own were no
@@ -119,10 +134,12 @@ class Grammars:
 
     def close(self) -> None:
         """Ends the threads, when they have done what they are at."""
-        self._compilers.shutdown(wait=False, cancel_futures=True)
+        self._compilers.close()
 
-    def _compile(self, grammar: Grammar) -> Matcher:
+    def _compile(self, grammar: Grammar, begin: Callable[[], None]) -> Matcher:
         tokenizer = self._load()
+        # Loading is no grammar's fault.
+        begin()
         try:
             written = _WRITERS[grammar.kind](grammar.source)
         except ValueError as error:
