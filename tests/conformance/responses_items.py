@@ -38,6 +38,13 @@ async def said_before() -> bool:
     return "<|channel|>final<|message|>Yes. No.<|end|>" in shown
 
 
+async def phases() -> bool:
+    said = {"role": "assistant", "phase": "commentary", "content": "I look it up."}
+    answered = {"role": "assistant", "phase": "final_answer", "content": "22 C"}
+    shown = await prompt(input=[QUESTION, said, answered, QUESTION])
+    return "<|channel|>commentary<|message|>I look" in shown and "<|channel|>final<|message|>22 C" in shown
+
+
 async def reasoning() -> bool:
     item = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Let me see."}]}
     before_call = await prompt(input=[QUESTION, item, CALL, RESULT])
@@ -91,6 +98,7 @@ ITEM_ROWS = [
     S("input", messages, "of the roles system, developer, user, assistant", "`message`"),
     S("input", input_text, values="`input_text`"),
     S("input", said_before, "of an assistant's message", "`output_text`, `refusal`"),
+    S("input", phases, "on the channel of its `phase`", "messages with a phase"),
     _part("input_image"),
     _part("input_file"),
     S("input", reasoning, "in the clear; read up to the next answer", "`reasoning`"),

@@ -60,6 +60,8 @@ class AnswerAssembler:
         self._num_prompt_tokens = num_prompt_tokens
         self._num_tokens = 0
         self._num_cached_tokens = 0
+        # Of the text that the stop strings hold back.
+        self._is_preamble = False
         self.finished: ev.Finished | None = None
         # Why the engine ended the request without a whole answer; to be raised after the events so far.
         self.failure: ChorusError | None = None
@@ -112,9 +114,7 @@ class AnswerAssembler:
         events: list[ev.Event] = []
         for delta in deltas:
             if isinstance(delta, AnswerDelta):
-                if self._logprobs is not None:
-                    self._logprobs.spell(delta.text, delta.token_indices)
-                self._append_answer(events, self._shown(delta))
+                self._take_answer(events, delta)
                 if self._stop.matched:
                     break
             elif isinstance(delta, ReasoningDelta):
@@ -128,18 +128,25 @@ class AnswerAssembler:
                 events.append(ev.ToolCallStart(delta.index, self._new_id(), delta.name))
         return events
 
-    def _shown(self, delta: AnswerDelta) -> str:
-        if delta.token_indices:
-            return self._stop.feed(delta.text)
-        # A break between two messages, which the model did not write: no stop string matches in it, nor across.
-        return self._stop.finish() + delta.text
+    def _take_answer(self, events: list[ev.Event], delta: AnswerDelta) -> None:
+        is_break = not delta.token_indices
+        if is_break or delta.is_preamble != self._is_preamble:
+            # What is held back is of the message before: no stop string matches across, nor in a break.
+            self._append_answer(events, self._stop.finish())
+            self._is_preamble = delta.is_preamble
+        if self._logprobs is not None:
+            self._logprobs.spell(delta.text, delta.token_indices)
+        if is_break:
+            self._append_answer(events, delta.text, ev.Break)
+        else:
+            self._append_answer(events, self._stop.feed(delta.text))
 
-    def _append_answer(self, events: list[ev.Event], text: str) -> None:
+    def _append_answer(self, events: list[ev.Event], text: str, event: type[ev.Answer] = ev.Answer) -> None:
         logprobs: tuple[ev.Logprob, ...] = ()
         if self._logprobs is not None:
             logprobs = self._logprobs.pop_shown(text)
         if text or logprobs:
-            events.append(ev.Answer(text, logprobs))
+            events.append(event(text, logprobs, self._is_preamble))
 
 
 def _failure_of(reason: "engine_pb2.FinishReason.ValueType") -> ChorusError | None:

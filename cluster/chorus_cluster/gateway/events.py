@@ -45,6 +45,13 @@ class Answer:
 
     text: str
     logprobs: tuple[Logprob, ...] = ()
+    # Whether it is no part of the answer itself, but of what the model says before it, or before it calls a tool.
+    is_preamble: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Break(Answer):
+    """An empty line before another message, which the model did not write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,9 @@ def merge(events: Iterable[Event]) -> list[Event]:
 def _same_kind(first: Event, event: Event) -> bool:
     if isinstance(first, ToolCallArguments):
         return isinstance(event, ToolCallArguments) and first.index == event.index
-    return type(first) is type(event) and isinstance(first, Reasoning | Answer)
+    if isinstance(first, Answer):
+        return type(event) is type(first) is Answer and first.is_preamble == event.is_preamble
+    return isinstance(first, Reasoning) and isinstance(event, Reasoning)
 
 
 def _join(run: list[Event]) -> Event:
@@ -100,4 +109,5 @@ def _join(run: list[Event]) -> Event:
         return Reasoning(text)
     if isinstance(first, ToolCallArguments):
         return ToolCallArguments(first.index, text)
-    return Answer(text, tuple(entry for event in run if isinstance(event, Answer) for entry in event.logprobs))
+    logprobs = tuple(entry for event in run if isinstance(event, Answer) for entry in event.logprobs)
+    return Answer(text, logprobs, first.is_preamble)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Final
 
-from .header import ANALYSIS, FINAL, Header, Stray
+from .header import ANALYSIS, COMMENTARY, FINAL, Header, Stray
 from .repairs import Repair
-from .text_sink import ANSWER, REASONING, Sink
+from .text_sink import ANSWER, PREAMBLE, REASONING, Sink
 
 _FUNCTIONS: Final = "functions."
 _MAX_NAME_LENGTH: Final = 64
@@ -16,7 +16,7 @@ _NO_TOOLS: Final = ("assistant", "user", "all", "system", "developer")
 
 @dataclass(frozen=True, slots=True)
 class Addressee:
-    """Whom a message is for: the tool of this name, or, where that is None, REASONING or ANSWER."""
+    """Whom a message is for: the tool of this name, or, where that is None, REASONING, PREAMBLE or ANSWER."""
 
     tool: str | None
     sink: Sink
@@ -35,7 +35,8 @@ def addressee(header: Header) -> Addressee:
     is_reasoning = header.author or (header.channel and header.channel.startswith(ANALYSIS))
     recipient = _tool_recipient(header)
     if recipient is None:
-        return Addressee(None, REASONING if is_reasoning else ANSWER, tuple(repairs))
+        sink = REASONING if is_reasoning else PREAMBLE if header.channel == COMMENTARY else ANSWER
+        return Addressee(None, sink, tuple(repairs))
     is_builtin = recipient.partition(".")[0] in _BUILTIN_TOOLS
     if is_builtin:
         repairs.append(Repair.BUILTIN_RECIPIENT)

@@ -101,6 +101,8 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    # Whether an assistant's message without calls is no answer, but comes before one, or before calls.
+    is_preamble: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class AnswerDelta:
-    """Text of the answer.
+    """Text of the answer, or of what the model says before it calls a tool (`is_preamble`).
 
     `token_indices` are the positions, in the stream fed so far, of the tokens that spell `text`; empty for a paragraph
     break that the parser put between two messages.
@@ -20,6 +20,7 @@ class AnswerDelta:
 
     text: str
     token_indices: tuple[int, ...]
+    is_preamble: bool = False
 
 
 @dataclass(frozen=True, slots=True)

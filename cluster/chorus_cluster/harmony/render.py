@@ -133,7 +133,7 @@ def _num_leading_instructions(messages: Sequence[Message]) -> int:
 
 def _first_message_of_open_turn(messages: Sequence[Message]) -> int:
     """Return the index after the last answer: from there on the model is still inside a tool loop."""
-    answers = (i for i, m in enumerate(messages) if m.role is Role.ASSISTANT and not m.tool_calls)
+    answers = (i for i, m in enumerate(messages) if m.role is Role.ASSISTANT and not m.tool_calls and not m.is_preamble)
     return max(answers, default=-1) + 1
 
 
@@ -185,7 +185,7 @@ def _assistant(message: Message, field: str, *, keep_reasoning: bool) -> Iterato
     if message.reasoning and keep_reasoning:
         yield _message(author, message.reasoning).with_channel("analysis")
     if not message.tool_calls:
-        yield _message(author, message.content).with_channel("final")
+        yield _message(author, message.content).with_channel("commentary" if message.is_preamble else "final")
         return
     if message.content:
         yield _message(author, message.content).with_channel("commentary")

@@ -7,7 +7,8 @@ from .deltas import AnswerDelta, Delta, ReasoningDelta, ToolCallArguments
 from .header import Pieces
 
 Sink = int
-"""Where a body's text goes: REASONING, ANSWER, or the arguments of the tool call with this index."""
+"""Where a body's text goes: PREAMBLE, REASONING, ANSWER, or the arguments of the tool call with this index."""
+PREAMBLE: Final = -3
 REASONING: Final = -2
 ANSWER: Final = -1
 
@@ -86,12 +87,15 @@ class TextSink:
         if sink >= 0:
             self.deltas.append(ToolCallArguments(sink, text))
             return
-        needs_break = self._starts_message and sink in self._seen
+        is_preamble = sink == PREAMBLE
+        # Who doesn't tell preambles from answers reads both as one text.
+        place = ANSWER if is_preamble else sink
+        needs_break = self._starts_message and place in self._seen
         self._starts_message = False
-        self._seen.add(sink)
+        self._seen.add(place)
         if sink == REASONING:
             self.deltas.append(ReasoningDelta(_BREAK + text if needs_break else text))
             return
         if needs_break:
-            self.deltas.append(AnswerDelta(_BREAK, ()))
-        self.deltas.append(AnswerDelta(text, tuple(self._indices)))
+            self.deltas.append(AnswerDelta(_BREAK, (), is_preamble))
+        self.deltas.append(AnswerDelta(text, tuple(self._indices), is_preamble))

@@ -20,6 +20,28 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _MessagePhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MessagePhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessagePhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MESSAGE_PHASE_UNSPECIFIED: _MessagePhase.ValueType  # 0
+    """Not known, or another's."""
+    MESSAGE_PHASE_COMMENTARY: _MessagePhase.ValueType  # 1
+    """Said before calls or an answer."""
+    MESSAGE_PHASE_FINAL_ANSWER: _MessagePhase.ValueType  # 2
+
+class MessagePhase(_MessagePhase, metaclass=_MessagePhaseEnumTypeWrapper):
+    """What a message of the assistant is."""
+
+MESSAGE_PHASE_UNSPECIFIED: MessagePhase.ValueType  # 0
+"""Not known, or another's."""
+MESSAGE_PHASE_COMMENTARY: MessagePhase.ValueType  # 1
+"""Said before calls or an answer."""
+MESSAGE_PHASE_FINAL_ANSWER: MessagePhase.ValueType  # 2
+Global___MessagePhase: _TypeAlias = MessagePhase  # noqa: Y015
+
 class _ItemStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -231,8 +253,11 @@ class MessageItem(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     role: _chat_pb2.Role.ValueType
     """Any but ROLE_TOOL."""
+    phase: Global___MessagePhase.ValueType
+    """Send it back as it came."""
     @_builtins.property
     def content(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentPart]: ...
     def __init__(
@@ -240,10 +265,11 @@ class MessageItem(_message.Message):
         *,
         role: _chat_pb2.Role.ValueType = ...,
         content: _abc.Iterable[Global___ContentPart] | None = ...,
+        phase: Global___MessagePhase.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "phase", b"phase", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -234,10 +234,9 @@ def test_a_grammar_that_cannot_be_used_is_refused_by_itself(source: str) -> None
     engine = build()
     bad, good = guided(2)
     engine.add(replace(bad, guide=with_grammar(GrammarKind.REGEX, source)))
-    engine.add(good)
-    output = run_all(engine)
     wait_for_grammars(engine)
+    engine.add(good)
     refusal = engine.step().refused[bad.request_id]
     assert (refusal.reason, refusal.field) == (RefusalReason.INVALID_ARGUMENT, "guide.messages[1].grammar")
     assert "regex" in refusal.message
-    assert good.request_id in output.finished
+    assert good.request_id in run_all(engine).finished

@@ -128,6 +128,7 @@ BAD_RESPONSES = [
     item(USER, CALL, RESULT | {"output": 5}, at="[2].output", says="must be a string or an array"),
     item(USER, {"type": "custom_tool_call", "call_id": "c", "name": "f"}, at="[1].input", says="is required"),
     item({"type": "item_reference"}, at="[0].id", says="is required"),
+    item(USER | {"phase": "first"}, at="[0].phase", says="'commentary' or 'final_answer'"),
     part("text alone", type="input_image", image_url="data:"),
     part("text alone", type="input_file", file_id="f"),
     part("is required", at="text", type="input_text"),

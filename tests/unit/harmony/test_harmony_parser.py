@@ -433,3 +433,13 @@ def test_a_header_that_does_not_end_costs_linear_time() -> None:
     start = time.process_time()
     assert parse(newlines, chunk=100).events == []
     assert time.process_time() - start < 3  # 20 s if every token led to another look at all of it
+
+
+def test_preambles_are_told_from_answers() -> None:
+    parser = StreamParser(["f"])
+    text = f"<|channel|>commentary<|message|>So.<|end|>{FINAL}4<|return|>"
+    deltas = [*parser.feed(load_encoding().encode(text, allowed_special="all")), *parser.finish()]
+    said = [
+        (delta.text, delta.is_preamble, bool(delta.token_indices)) for delta in deltas if isinstance(delta, AnswerDelta)
+    ]
+    assert said == [("So.", True, True), ("\n\n", False, False), ("4", False, True)]

@@ -20,6 +20,9 @@ Item = dict[str, Any]
 
 _TEXT_PARTS: Final = ("input_text", "output_text", "text")
 _MAX_ID_LENGTH: Final = 64
+# What a message of the assistant is: said before calls or an answer, or the answer.
+COMMENTARY: Final = "commentary"
+FINAL_ANSWER: Final = "final_answer"
 
 
 def read_items(input: "str | Sequence[wire.InputItem] | None") -> list[Item]:
@@ -39,7 +42,8 @@ def _read_item(item: "wire.InputItem", where: str) -> Item:
         return {"id": id, "type": kind, "summary": [], "content": reasoning_parts(text)}
     kept: Item = {"id": id, "type": kind, "status": "completed"}
     if isinstance(item, wire.MessageItem):
-        return kept | {"role": item.role, "content": _message_parts(item, f"{where}.content")}
+        phase = {"phase": item.phase} if item.phase and item.role == "assistant" else {}
+        return kept | {"role": item.role, **phase, "content": _message_parts(item, f"{where}.content")}
     if isinstance(item, wire.FunctionCallItem | wire.CustomCallItem):
         kept |= {"call_id": item.call_id, "name": item.name}
         kept |= {} if item.namespace is None else {"namespace": item.namespace}
@@ -95,11 +99,25 @@ class _Turn:
     origin: int
     reasoning: list[str]
     content: str | None = None
+    # Of its message; None: not known.
+    phase: str | None = None
     calls: list[ToolCall] = field(default_factory=list)
 
     def to_message(self) -> Message:
-        reasoning = "\n\n".join(self.reasoning) or None
-        return Message(Role.ASSISTANT, self.content or "", reasoning=reasoning, tool_calls=tuple(self.calls))
+        return Message(
+            Role.ASSISTANT,
+            self.content or "",
+            reasoning="\n\n".join(self.reasoning) or None,
+            tool_calls=tuple(self.calls),
+            is_preamble=self.phase == COMMENTARY,
+        )
+
+    def goes_on_with_a_call(self, *, has_reasoning: bool) -> bool:
+        """Whether a call belongs to this turn. What is said before calls is commentary, unless it is known to be an
+        answer."""
+        if self.phase == FINAL_ANSWER:
+            return False
+        return not (has_reasoning and (self.calls or self.phase == COMMENTARY))
 
 
 def to_messages(items: Sequence[Item], toolbox: Toolbox) -> list[tuple[int, Message]]:
@@ -121,9 +139,9 @@ def to_messages(items: Sequence[Item], toolbox: Toolbox) -> list[tuple[int, Mess
             reasoning += [part["text"] for part in item["content"]]
         elif kind == "message" and item["role"] == "assistant":
             end_turn()
-            turn, reasoning = _Turn(index, reasoning, _content(item)), []
+            turn, reasoning = _Turn(index, reasoning, _content(item), item.get("phase")), []
         elif kind in ("function_call", "custom_tool_call"):
-            if turn is not None and turn.calls and reasoning:
+            if turn is not None and not turn.goes_on_with_a_call(has_reasoning=bool(reasoning)):
                 end_turn()
             if turn is None:
                 turn = _Turn(index, [])

@@ -26,6 +26,9 @@ class MessageItem(_Lenient):
     type: Literal["message"] | None = None
     id: str | None = None
     role: Literal["system", "developer", "user", "assistant"]
+    phase: Literal["commentary", "final_answer"] | None = Field(
+        default=None, description="Of the assistant: before calls or an answer, or the answer itself."
+    )
     content: str | Elements[Part]
 
 

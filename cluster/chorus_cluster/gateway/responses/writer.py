@@ -12,7 +12,7 @@ from chorus_cluster.gateway import events as ev
 from chorus_cluster.gateway.openai.sse import encode, logprob_body
 from chorus_cluster.gateway.responses.body import Body
 from chorus_cluster.gateway.responses.ids import output_item_id
-from chorus_cluster.gateway.responses.items import Item, reasoning_parts, text_part
+from chorus_cluster.gateway.responses.items import COMMENTARY, FINAL_ANSWER, Item, reasoning_parts, text_part
 from chorus_cluster.gateway.responses.sealed import seal
 from chorus_cluster.gateway.responses.tools import Toolbox, custom_input
 
@@ -84,7 +84,7 @@ class ResponseWriter:
         written: list[str] = []
         for event in events:
             if isinstance(event, ev.Answer):
-                written += self._text("message", event.text, event.logprobs)
+                written += self._said(event)
             elif isinstance(event, ev.Reasoning):
                 written += self._text("reasoning", event.text)
             elif isinstance(event, ev.ToolCallArguments):
@@ -109,12 +109,20 @@ class ResponseWriter:
             opened.item["status"] = "incomplete" if is_cut else "completed"
         return written + self._event("response.output_item.done", self._at() | {"item": opened.item})
 
-    def _text(self, kind: str, text: str, logprobs: Sequence[ev.Logprob] = ()) -> list[str]:
+    def _said(self, event: ev.Answer) -> list[str]:
+        phase = COMMENTARY if event.is_preamble else FINAL_ANSWER
+        if isinstance(event, ev.Break) and (self._open is None or self._open.item.get("phase") != phase):
+            # Items need no empty line between them.
+            return []
+        return self._text("message", event.text, event.logprobs, phase)
+
+    def _text(self, kind: str, text: str, logprobs: Sequence[ev.Logprob] = (), phase: str | None = None) -> list[str]:
+        """phase: of a message."""
         written: list[str] = []
         opened = self._open
-        if opened is None or opened.item["type"] != kind:
+        if opened is None or opened.item["type"] != kind or opened.item.get("phase") != phase:
             written = self.close()
-            opened, started = self._start_text(kind)
+            opened, started = self._start_text(kind, phase)
             written += started
         opened.texts.append(text)
         opened.logprobs += logprobs
@@ -126,13 +134,13 @@ class ResponseWriter:
                 written.append(self._delta(opened, text, _ENDS[kind]))
         return written
 
-    def _start_text(self, kind: str) -> tuple[_OpenItem, list[str]]:
+    def _start_text(self, kind: str, phase: str | None) -> tuple[_OpenItem, list[str]]:
         item: Item = {"id": self._new_id(kind), "type": kind, "status": "in_progress"}
         if kind == "reasoning":
             item |= {"summary": [], "content": []}
             part: Item = {"type": "reasoning_text", "text": ""}
         else:
-            item |= {"role": "assistant", "content": []}
+            item |= {"role": "assistant", "phase": phase, "content": []}
             part = text_part("")
         opened, written = self._start(item)
         return opened, written + self._event("response.content_part.added", self._in_part(item) | {"part": part})

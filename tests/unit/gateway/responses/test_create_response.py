@@ -187,6 +187,77 @@ async def test_a_grammar_that_can_not_be_used_is_told_by_its_field(
     assert error["message"].endswith("can't be enforced: unknown name")
 
 
+PREAMBLE = "<|channel|>commentary<|message|>I look it up.<|end|><|start|>assistant"
+
+
+async def test_what_is_said_before_calls_is_commentary(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
+    engine.script = encode(PREAMBLE + TOOL_CALL)
+    events = sse((await create(http, tools=[WEATHER], stream=True)).text)
+    response = parse_response(events[-1]["response"])
+    said, reasoning, call = response.output
+    assert said.type == "message" and said.phase == "commentary" and said.content[0].text == "I look it up."  # type: ignore[union-attr]
+    assert reasoning.type == "reasoning" and call.type == "function_call"
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "Rain."}
+    await create(http, tools=[WEATHER], previous_response_id=response.id, input=[result])
+    kept = prompt(engine)
+    told = "<|start|>assistant<|channel|>commentary<|message|>I look it up.<|end|><|start|>assistant<|channel|>analysis"
+    assert told in kept
+    sent = [{"role": "user", "content": "Hi"}, *events[-1]["response"]["output"], result]
+    await create(http, tools=[WEATHER], input=sent)
+    assert prompt(engine) == kept
+
+
+async def test_what_is_said_before_an_answer_is_an_item_of_its_own(
+    http: httpx.AsyncClient, engine: FakeEngineClient
+) -> None:
+    engine.script = encode(f"{PREAMBLE}<|channel|>final<|message|>It rains.<|return|>")
+    events = sse((await create(http, tools=[WEATHER], stream=True)).text)
+    output = events[-1]["response"]["output"]
+    assert [(item["phase"], item["content"][0]["text"]) for item in output] == [
+        ("commentary", "I look it up."),
+        ("final_answer", "It rains."),
+    ]
+    assert "\n\n" not in [event.get("delta") for event in events]
+    told = (
+        "<|start|>assistant<|channel|>commentary<|message|>I look it up.<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>It rains.<|end|>"
+    )
+    again = {"role": "user", "content": "Sure?"}
+    await create(http, tools=[WEATHER], previous_response_id=events[-1]["response"]["id"], input=[again])
+    assert told in prompt(engine)
+    # In a chat completion there is one text.
+    body = {"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}]}
+    answer = (await http.post("/v1/chat/completions", json=body)).json()
+    assert answer["choices"][0]["message"]["content"] == "I look it up.\n\nIt rains."
+
+
+@pytest.mark.parametrize(
+    ("items", "told"),
+    [
+        ([("commentary", "Wait.")], "<|channel|>commentary<|message|>Wait.<|end|>"),
+        ([("final_answer", "Yes.")], "<|channel|>final<|message|>Yes.<|end|>"),
+        ([(None, "Yes.")], "<|channel|>final<|message|>Yes.<|end|>"),
+        (
+            [("commentary", "Wait."), "call"],
+            "<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant to=functions.f",
+        ),
+        ([(None, "Wait."), "call"], "<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant to=functions.f"),
+        ([("final_answer", "Yes."), "call"], "<|channel|>final<|message|>Yes.<|end|><|start|>assistant to=functions.f"),
+    ],
+)
+async def test_phases_that_are_sent(
+    http: httpx.AsyncClient, engine: FakeEngineClient, items: list[Any], told: str
+) -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    sent = [call if item == "call" else {"role": "assistant", "phase": item[0], "content": item[1]} for item in items]
+    # Users have none.
+    answer = await create(http, input=[{"role": "user", "phase": "commentary", "content": "Hi"}, *sent])
+    assert answer.status_code == 200, answer.text
+    assert f"<|start|>user<|message|>Hi<|end|><|start|>assistant{told}" in prompt(engine)
+    page = (await http.get(f"/v1/responses/{answer.json()['id']}/input_items", params={"order": "asc"})).json()["data"]
+    assert [item.get("phase") for item in page] == [None, *(item.get("phase") for item in sent)]
+
+
 async def test_namespaces(http: httpx.AsyncClient, engine: FakeEngineClient) -> None:
     namespace = {"type": "namespace", "name": "mcp__maps", "description": "Maps.", "tools": [WEATHER]}
     engine.script = encode(TOOL_CALL.replace("functions.get_weather", "functions.mcp__maps__get_weather"))

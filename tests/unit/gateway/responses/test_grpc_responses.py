@@ -69,7 +69,8 @@ HELD = [
     {"type": "function_call_output", "call_id": "c1", "output": "Rain."},
     {"type": "custom_tool_call", "call_id": "c2", "name": "apply_patch", "input": "x"},
     {"type": "custom_tool_call_output", "call_id": "c2", "output": "Done."},
-    {"role": "assistant", "content": [{"type": "output_text", "text": "So."}]},
+    {"role": "assistant", "phase": "commentary", "content": [{"type": "output_text", "text": "Wait."}]},
+    {"role": "assistant", "phase": "final_answer", "content": [{"type": "output_text", "text": "So."}]},
     {"role": "user", "content": "And?"},
 ]
 HELD_PB = [
@@ -83,10 +84,15 @@ HELD_PB = [
     pb.ResponseItem(function_call_output=pb.FunctionCallOutputItem(call_id="c1", output="Rain.")),
     pb.ResponseItem(custom_tool_call=pb.CustomToolCallItem(call_id="c2", name="apply_patch", input="x")),
     pb.ResponseItem(custom_tool_call_output=pb.CustomToolCallOutputItem(call_id="c2", output="Done.")),
-    pb.ResponseItem(
-        message=pb.MessageItem(
-            role=chat_pb2.ROLE_ASSISTANT, content=[pb.ContentPart(output_text=pb.OutputText(text="So."))]
+    *(
+        pb.ResponseItem(
+            message=pb.MessageItem(
+                role=chat_pb2.ROLE_ASSISTANT,
+                content=[pb.ContentPart(output_text=pb.OutputText(text=text))],
+                phase=phase,
+            )
         )
+        for text, phase in [("Wait.", pb.MESSAGE_PHASE_COMMENTARY), ("So.", pb.MESSAGE_PHASE_FINAL_ANSWER)]
     ),
     said("And?"),
 ]

@@ -1,5 +1,6 @@
 """Whatever the model writes, and however it is cut into pieces: who follows the events has what the response says."""
 
+import functools
 import json
 from typing import Any
 
@@ -18,7 +19,9 @@ EDIT = ResponseTool(type="custom", name="edit", format={"type": "grammar", "synt
 TEXT = st.text(max_size=8)
 NAMES = st.sampled_from(["f", "apply_patch", "edit", "undeclared"])
 Turn = tuple[str, list[str]]
-TURNS = st.lists(st.tuples(st.sampled_from(["reasoning", "answer", "call"]), st.lists(TEXT, min_size=1, max_size=4)))
+TURNS = st.lists(
+    st.tuples(st.sampled_from(["reasoning", "preamble", "answer", "call"]), st.lists(TEXT, min_size=1, max_size=4))
+)
 
 
 def model_events(turns: list[Turn], names: list[str]) -> list[ev.Event]:
@@ -30,7 +33,14 @@ def model_events(turns: list[Turn], names: list[str]) -> list[ev.Event]:
             events += [ev.ToolCallArguments(num_calls, text) for text in texts]
             num_calls += 1
         else:
-            events += [ev.Reasoning(text) if kind == "reasoning" else ev.Answer(text) for text in texts]
+            said = {
+                "reasoning": ev.Reasoning,
+                "answer": ev.Answer,
+                "preamble": functools.partial(ev.Answer, is_preamble=True),
+            }
+            if kind != "reasoning" and any(isinstance(event, ev.Answer) for event in events):
+                events.append(ev.Break("\n\n", is_preamble=kind == "preamble"))
+            events += [said[kind](text) for text in texts]
     return events
 
 
@@ -81,5 +91,10 @@ def test_events_tell_the_output(turns: list[Turn], names: list[str], is_cut: boo
         assert followed(sse("".join(written))) == json.loads(json.dumps(writer.output))
     # And it can be gone on from.
     to_messages(writer.output, toolbox)
+    messages = [item for item in writer.output if item["type"] == "message"]
+    phases = [item["phase"] for item in messages]
+    assert ("commentary" in phases, "final_answer" in phases) == tuple(
+        any(kind == told for told, _ in turns) for kind in ("preamble", "answer")
+    )
     statuses = [item["status"] for item in writer.output if "status" in item]
     assert all(status == "completed" for status in statuses[:-1])

@@ -79,7 +79,11 @@ def _call(item: Item) -> Body:
 
 
 _ITEMS: "Final[dict[str, Callable[[Item], Any]]]" = {
-    "message": lambda item: pb.MessageItem(role=names.ROLES[item["role"]], content=map(_part, item["content"])),
+    "message": lambda item: pb.MessageItem(
+        role=names.ROLES[item["role"]],
+        content=map(_part, item["content"]),
+        phase=names.PHASES[item["phase"]] if "phase" in item else pb.MESSAGE_PHASE_UNSPECIFIED,
+    ),
     "reasoning": lambda item: pb.ReasoningItem(
         content=map(_part, item["content"]), encrypted_content=item.get("encrypted_content", "")
     ),

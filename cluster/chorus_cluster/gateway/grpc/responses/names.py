@@ -24,6 +24,10 @@ TOOL_CHOICES: Final = {
     "none": chat_pb2.TOOL_CHOICE_NONE,
     "required": chat_pb2.TOOL_CHOICE_REQUIRED,
 }
+PHASES: Final = {
+    "commentary": pb.MESSAGE_PHASE_COMMENTARY,
+    "final_answer": pb.MESSAGE_PHASE_FINAL_ANSWER,
+}
 ITEM_STATUSES: Final = {
     "in_progress": pb.ITEM_STATUS_IN_PROGRESS,
     "completed": pb.ITEM_STATUS_COMPLETED,

@@ -6,6 +6,7 @@ from chorus_cluster.errors import InvalidRequest
 from chorus_cluster.gateway.grpc.chat_models import json_object
 from chorus_cluster.gateway.grpc.responses.names import (
     EFFORTS,
+    PHASES,
     ROLES,
     SERVICE_TIERS,
     TOOL_CHOICES,
@@ -69,8 +70,8 @@ def _item(item: pb.ResponseItem, where: str) -> Body:
         return {"type": kind, "id": item.item_reference}
     body: Body = {"type": kind, "id": item.id or None}
     if kind == "message":
-        role = word(ROLES, item.message.role)
-        return body | {"role": role, "content": [_part(part) for part in item.message.content]}
+        role, phase = word(ROLES, item.message.role), word(PHASES, item.message.phase)
+        return body | {"role": role, "phase": phase, "content": [_part(part) for part in item.message.content]}
     if kind == "reasoning":
         content = [_part(part) for part in item.reasoning.content]
         return body | {"content": content, "encrypted_content": item.reasoning.encrypted_content or None}
