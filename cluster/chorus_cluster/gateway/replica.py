@@ -68,7 +68,7 @@ class GatewayReplica(GrpcChatMethods, GrpcCompletionMethods, GrpcResponsesMethod
         GrpcMethods.__init__(
             self,
             service,
-            responses=ResponsesService(service, await open_store(config.store)),
+            responses=ResponsesService(service, await open_store(config.store, own_metrics.registry)),
             access=self._access,
             client_timeout_s=self._client_timeout_s,
             raises_in_streams=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1",

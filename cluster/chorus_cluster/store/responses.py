@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chorus_cluster.store.database import Database
+from chorus_cluster.store.metrics import StoreMetrics, measured
 from chorus_cluster.store.models import ACTIVE_STATUSES, ResponseEventRow, ResponseRow
 from chorus_cluster.store.writes import GroupedWrites
 
@@ -82,12 +83,20 @@ class Chain:
 class ResponseStore:
     """Responses in a database that all gateways share. Errors of all methods: Unavailable."""
 
-    def __init__(self, database: Database, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        ttl_s: float,
+        clock: Callable[[], float] = time.time,
+        metrics: StoreMetrics | None = None,
+    ) -> None:
+        self.metrics = StoreMetrics() if metrics is None else metrics
         self._database = database
         self._ttl_s = ttl_s
         self._clock = clock
         self._writes = GroupedWrites(database)
 
+    @measured
     async def add(self, response: StoredResponse) -> None:
         """Keeps a new response for the time to live; what it goes on from is kept as long."""
         now = self._clock()
@@ -113,16 +122,22 @@ class ResponseStore:
 
         await self._writes.run(write)
 
+    @measured
     async def get(self, id: str, owner: str) -> StoredResponse | None:
         query = select(ResponseRow.__table__).where(ResponseRow.id == id, self._visible(owner))
         row = (await self._rows(query)).one_or_none()
         return None if row is None else _to_stored(row)
 
+    @measured
     async def status(self, id: str, owner: str) -> str | None:
+        return await self._status(id, owner)
+
+    async def _status(self, id: str, owner: str) -> str | None:
         query = select(ResponseRow.status).where(ResponseRow.id == id, self._visible(owner))
         row = (await self._rows(query)).one_or_none()
         return None if row is None else row.status
 
+    @measured
     async def chain(self, id: str, owner: str) -> Chain | None:
         """A response with all that it goes on from."""
         visible = self._visible(owner)
@@ -145,9 +160,10 @@ class ResponseStore:
             return None
         missing = newest_first[-1].previous_id
         links = [Link(row.id, row.status, json.loads(row.input_items), json.loads(row.output)) for row in newest_first]
-        is_cut = missing is not None and await self.status(missing, owner) is not None
+        is_cut = missing is not None and await self._status(missing, owner) is not None
         return Chain(links[::-1], missing is None and len(links) == len(ids), is_cut)
 
+    @measured
     async def delete(self, id: str, owner: str) -> bool:
         """Whether there was one."""
         query = delete(ResponseRow).where(ResponseRow.id == id, self._visible(owner))
@@ -157,6 +173,7 @@ class ResponseStore:
 
         return await self._writes.run(write)
 
+    @measured
     async def advance(
         self,
         id: str,
@@ -189,6 +206,7 @@ class ResponseStore:
 
         return await self._writes.run(write)
 
+    @measured
     async def events(self, id: str, after: int, limit: int) -> list[tuple[int, str]]:
         """(last sequence number, text) of pieces that were written at once, from the one on that holds the event behind
         `after`. Whether an owner may see them is for `get` to say."""
@@ -200,12 +218,14 @@ class ResponseStore:
         )
         return [(row.sequence_number, row.text) for row in await self._rows(query)]
 
+    @measured
     async def last_event(self, id: str) -> int:
         """Its sequence number; -1: there are none."""
         query = select(func.max(ResponseEventRow.sequence_number)).where(ResponseEventRow.response_id == id)
         last: int | None = (await self._rows(query)).scalar_one()
         return -1 if last is None else last
 
+    @measured
     async def abandoned(self, before: float) -> list[StoredResponse]:
         """Responses, of whomever, that nobody has looked after since."""
         query = (
@@ -215,6 +235,7 @@ class ResponseStore:
         )
         return [_to_stored(row) for row in await self._rows(query)]
 
+    @measured
     async def delete_expired(self) -> int:
         """Deletes some of what has expired; returns how many."""
         expired = select(ResponseRow.id).where(ResponseRow.expires <= self._clock()).limit(_DELETE_BATCH)
