@@ -56,7 +56,7 @@ def test_every_call_follows_the_grammar(
     engine, *_ = build_engine(
         token_ids=TOKEN_IDS, overlaps=True, max_queued_requests=100, max_model_len=512, num_blocks=1024, num_slots=16
     )
-    spec = guide_from_pb(guide, replace(engine.info, vocab_size=VOCABULARY_SIZE))
+    spec = guide_from_pb(guide, replace(engine.info, vocab_size=VOCABULARY_SIZE), frozenset(STOP_TOKEN_IDS))
     for seed in range(60):
         asked = ask(f"{seed}", max_tokens=400, seed=seed, guide=spec)
         engine.add(replace(asked, params=replace(asked.params, stop_token_ids=frozenset(STOP_TOKEN_IDS))))

@@ -10,7 +10,7 @@ from threading import Event
 from typing import NamedTuple
 
 import pytest
-from tests.unit.engine.support import Gathered, ManualClock, build_engine, run_all
+from tests.unit.engine.support import Gathered, ManualClock, SimulatedRunner, build_engine, run_all
 from tests.unit.engine.test_engine_process import config
 from tests.unit.engine.test_guided_requests import TOKEN_IDS, guided, wait_for_grammars, with_grammar
 
@@ -40,7 +40,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     def wait(source: str) -> str:
         if source.startswith("slow"):
             slow.begun.append(source)
-            assert slow.go.wait(30)
+            assert slow.go.wait(120)
         return write(source)
 
     monkeypatch.setitem(grammars._WRITERS, GrammarKind.REGEX, wait)
@@ -162,21 +162,23 @@ def test_requests_without_new_grammars_are_taken_on_beside_a_full_queue(
     assert engine.load().num_waiting == 3
 
 
-def test_an_idle_process_tells_who_waits_too_long(slow: Slow) -> None:
+def test_an_idle_process_tells_who_waits_too_long(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "load_runner", lambda _: SimulatedRunner(token_ids=TOKEN_IDS))
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor(1) as pool:
         running = pool.submit(process.run, theirs)
         link = Link(ours)
         link.send(config(grammar_timeout_s=0.01))
+        told = link.receive(wait=True)
         link.send(Submit(with_regex("a", "slow a")))
-        ours.settimeout(30)
-        decoder, told = Decoder(), list[object]()
+        ours.settimeout(120)
+        decoder = Decoder()
         while not any(isinstance(message, StepOutput) for message in told):
             told.extend(decoder.feed(ours.recv(1 << 20)))
         (output,) = (message for message in told if isinstance(message, StepOutput))
         assert output.refused["a"].message == "it takes more than 0.01 seconds to compile"
         ours.shutdown(socket.SHUT_RDWR)
-        running.result(30)
+        running.result(120)
 
 
 def test_an_engine_that_is_closed_compiles_nothing_more(slow: Slow) -> None:
