@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 
+@functools.cache
 def use_where_there_is_no_gpu() -> None:
     """Makes kernels run on CPU tensors. Call it before any of them is imported."""
-    if torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ:
+    if torch.cuda.is_available():
         return
     os.environ["TRITON_INTERPRET"] = "1"
     # Hardware says nothing either of a NaN, an infinity, or what a masked lane computes.
