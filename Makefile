@@ -47,7 +47,7 @@ protos-check: $(VENV)/.installed-dev  ## The committed protobuf code is what the
 	for f in $$(cd "$$tmp" && find . -type f); do diff -u "protos/$$f" "$$tmp/$$f" || exit 1; done
 
 pytest: $(VENV)/.installed-dev  ## Tests; ARGS="tests/unit -k scheduler" chooses.
-	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=$(WORKERS) --dist=loadgroup)
+	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=$(WORKERS))
 
 format: $(VENV)/.installed-dev  ## Rewrites the code in house style.
 	@$(BIN)/ruff check --fix .

@@ -6,14 +6,6 @@ from tests.integration.cluster import Cluster, running
 from tests.support.checkpoints import Shape, write_checkpoint
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A cluster is as much as a small machine can take at a time: of several test processes, one has them all."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("clusters"))
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model that speaks 400 plain tokens and never stops. It knows no harmony: nothing can hold it to
