@@ -58,7 +58,7 @@ class Compiled:
 
 @functools.cache
 def _compiler() -> "subprocess.Popen[str]":
-    """One for all tests, as its start takes longer than a kernel; it ends with them, when its input does."""
+    """One for many tests, as its start takes longer than a kernel."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     path = os.pathsep.join(str(_REPOSITORY / root) for root in _ROOTS)
     return subprocess.Popen(
@@ -68,6 +68,14 @@ def _compiler() -> "subprocess.Popen[str]":
         text=True,
         env={**environment, "PYTHONPATH": path},
     )
+
+
+def end_compiler() -> None:
+    """Ends it, if there is one."""
+    if _compiler.cache_info().currsize:
+        # It ends when its input does.
+        _compiler().communicate()
+        _compiler.cache_clear()
 
 
 def compile_for_hopper(variants: Sequence[Variant]) -> list[Compiled]:
@@ -84,6 +92,7 @@ def compile_for_hopper(variants: Sequence[Variant]) -> list[Compiled]:
         if not answer:
             _compiler.cache_clear()
             compiler.kill()
+            compiler.communicate()
     assert answer, "the compiler has failed"
     compiled = [Compiled(**fields) for fields in json.loads(answer)]
     for variant, kernel in zip(variants, compiled, strict=True):
