@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+# Processes that share the whole of the tests; each takes about 1 GB.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint types contracts protos-check pytest format protos conformance demo-eval fuzz-harmony bench-gateway bench-demo clean
@@ -45,7 +47,7 @@ protos-check: $(VENV)/.installed-dev  ## The committed protobuf code is what the
 	for f in $$(cd "$$tmp" && find . -type f); do diff -u "protos/$$f" "$$tmp/$$f" || exit 1; done
 
 pytest: $(VENV)/.installed-dev  ## Tests; ARGS="tests/unit -k scheduler" chooses.
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=$(WORKERS))
 
 format: $(VENV)/.installed-dev  ## Rewrites the code in house style.
 	@$(BIN)/ruff check --fix .

@@ -1,9 +1,11 @@
 """Compiles kernels for Hopper (sm_90) on a machine without a GPU, and tells what the assembler made of them.
 
-A process that interprets kernels can't compile them, so this module is also the program that does.
+A process that interprets kernels can't compile them, so this module is also the program that does: a line of JSON on
+its standard input is a list of variants, and one on its output what became of them.
 """
 
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -18,7 +20,6 @@ from typing import Any
 
 _ROOTS = ("cluster", "workers", "kernels", "protos", "vocabulary", ".")
 _REPOSITORY = Path(__file__).parents[2]
-_TIMEOUT_S = 170
 _STORES = re.compile(r"\b(st|red|atom)\.[\w.:]*global")
 
 
@@ -55,21 +56,45 @@ class Compiled:
     early: bool
 
 
-def compile_for_hopper(variants: Sequence[Variant]) -> list[Compiled]:
-    """Compiles each variant. Errors: AssertionError with the compiler's words."""
+@functools.cache
+def _compiler() -> "subprocess.Popen[str]":
+    """One for many tests, as its start takes longer than a kernel."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     path = os.pathsep.join(str(_REPOSITORY / root) for root in _ROOTS)
-    with tempfile.TemporaryDirectory() as cache:
-        result = subprocess.run(
-            [sys.executable, __file__],
-            input=json.dumps([dataclasses.asdict(variant) for variant in variants]),
-            capture_output=True,
-            text=True,
-            env={**environment, "PYTHONPATH": path, "TRITON_CACHE_DIR": cache},
-            timeout=_TIMEOUT_S,
-        )
-    assert result.returncode == 0, result.stderr[-4000:]
-    compiled = [Compiled(**fields) for fields in json.loads(result.stdout)]
+    return subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**environment, "PYTHONPATH": path},
+    )
+
+
+def end_compiler() -> None:
+    """Ends it, if there is one."""
+    if _compiler.cache_info().currsize:
+        # It ends when its input does.
+        _compiler().communicate()
+        _compiler.cache_clear()
+
+
+def compile_for_hopper(variants: Sequence[Variant]) -> list[Compiled]:
+    """Compiles each variant. Errors: AssertionError; the compiler's words are on stderr, which pytest shows."""
+    compiler = _compiler()
+    assert compiler.stdin is not None and compiler.stdout is not None
+    answer = ""
+    try:
+        compiler.stdin.write(json.dumps([dataclasses.asdict(variant) for variant in variants]) + "\n")
+        compiler.stdin.flush()
+        answer = compiler.stdout.readline()
+    finally:
+        # Also where pytest's time is up: the next test must not read this one's answer.
+        if not answer:
+            _compiler.cache_clear()
+            compiler.kill()
+            compiler.communicate()
+    assert answer, "the compiler has failed"
+    compiled = [Compiled(**fields) for fields in json.loads(answer)]
     for variant, kernel in zip(variants, compiled, strict=True):
         # Waiting is asked of exactly the kernels that may begin early, and none stores before it has waited.
         ahead, *behind = kernel.ptx.split("griddepcontrol.wait")
@@ -138,6 +163,14 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2]) + int(found[3])
 
 
+def _serve() -> None:
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        for line in sys.stdin:
+            compiled = [_compile(Variant(**fields)) for fields in json.loads(line)]
+            sys.stdout.write(json.dumps([dataclasses.asdict(result) for result in compiled]) + "\n")
+            sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    compiled = [_compile(Variant(**fields)) for fields in json.load(sys.stdin)]
-    json.dump([dataclasses.asdict(result) for result in compiled], sys.stdout)
+    _serve()

@@ -3,9 +3,11 @@
 bfloat16: it keeps such values as 16-bit integers, multiplies matrices of them as integers, cuts float32 off instead of
 rounding it to the nearest even, and loses subnormals. float8_e4m3fn: it rounds halves away from zero, and neither
 saturates nor keeps NaN; hardware does. Loops: a bound computed in the kernel is an array of one element,
-which NumPy 2.4 no longer takes for an integer.
+which NumPy 2.4 no longer takes for an integer. Time: most of it went into what is the same each time, the language made
+ready for each function that a kernel calls, and the types of shapes.
 """
 
+import functools
 import os
 from typing import Any
 
@@ -13,9 +15,10 @@ import numpy as np
 import torch
 
 
+@functools.cache
 def use_where_there_is_no_gpu() -> None:
     """Makes kernels run on CPU tensors. Call it before any of them is imported."""
-    if torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ:
+    if torch.cuda.is_available():
         return
     os.environ["TRITON_INTERPRET"] = "1"
     # Hardware says nothing either of a NaN, an infinity, or what a masked lane computes.
@@ -35,6 +38,49 @@ def _mend() -> None:
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
     interpreter._patch_lang_tensor = with_index
+    _prepare_once()
+    _describe_shapes_late()
+
+
+def _prepare_once() -> None:
+    """A launch puts NumPy behind the language, and so does each call of a function by a kernel, again and again."""
+    from triton.runtime import interpreter
+
+    prepare, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    prepared: set[int] = set()
+
+    def launched(self: Any, *args: Any, **kwargs: Any) -> None:
+        # A launch ends by taking it away.
+        prepared.clear()
+        launch(self, *args, **kwargs)
+
+    def prepared_once(function: Any) -> Any:
+        # Functions of one module see the same language.
+        module = id(function.__globals__)
+        if module in prepared:
+            return interpreter._LangPatchScope()
+        prepared.add(module)
+        return prepare(function)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = prepared_once, launched
+
+
+def _describe_shapes_late() -> None:
+    """A shape is one of the language's tuples, which knows its type: more work than what is computed with a tensor of
+    that shape, and hardly ever asked for."""
+    from triton.language import core
+
+    make = core.tuple.__init__
+
+    def made(self: Any, values: Any, type: Any = None) -> None:
+        if type is None:
+            self.values = list(values)
+        else:
+            make(self, values, type)
+
+    late = functools.cached_property(lambda self: core._type_for_tuple_values(self.values))
+    late.__set_name__(core.tuple, "type")
+    core.tuple.__init__, core.tuple.type = made, late
 
 
 def _teach_bfloat16() -> None:

@@ -9,7 +9,7 @@ from tests.support.overlapping_runner import OverlappingRunner
 
 from chorus_workers.engine.engine import Engine
 from chorus_workers.engine.output import StepOutput
-from chorus_workers.engine.request import FinishReason, GenerationRequest
+from chorus_workers.engine.request import FinishReason, GenerationRequest, Refusal
 from chorus_workers.runner.base import (
     PENDING_TOKEN,
     Batch,
@@ -268,6 +268,7 @@ class Gathered:
         self.tokens: dict[str, list[int]] = {}
         self.finished: dict[str, FinishReason] = {}
         self.messages: dict[str, str] = {}
+        self.refused: dict[str, Refusal] = {}
 
     def take(self, output: StepOutput) -> None:
         for request_id, token_id in zip(output.request_ids, output.token_ids, strict=True):
@@ -277,6 +278,7 @@ class Gathered:
             assert request_id not in self.finished, "finished twice"
             self.finished[request_id] = reason
             self.messages[request_id] = message
+        self.refused |= output.refused
 
 
 def run_all(engine: Engine, gathered: Gathered | None = None) -> Gathered:

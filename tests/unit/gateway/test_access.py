@@ -139,6 +139,8 @@ async def test_a_websocket_is_closed_too(closed_app: FastAPI) -> None:
         (f"Bearer {KEYS['alice'][0][:-1]}", "not known here"),
         (bearer("old")["authorization"], "has expired"),
     ],
+    # Keys are new in every process, and would be in the names.
+    ids=["none", "empty", "no key", "blank", "basic", "no scheme", "unknown", "longer", "shorter", "expired"],
 )
 async def test_what_is_no_key_in_force(
     closed: httpx.AsyncClient, closed_stub: Any, engine: FakeEngineClient, authorization: str | None, message: str

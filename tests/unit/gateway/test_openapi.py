@@ -83,7 +83,11 @@ def judge(case: schemathesis.Case) -> int:
     response = case.call()
     case.validate_response(response)
     if response.status_code >= 400:
-        assert_tells_nothing_of_the_inside(response.json()["error"]["message"])
+        message = response.json()["error"]["message"]
+        # Any text can be a name in a path, and be quoted.
+        for own in case.path_parameters.values():
+            message = message.replace(f"'{own}'", "")
+        assert_tells_nothing_of_the_inside(message)
     return response.status_code
 
 
