@@ -1,9 +1,7 @@
 """Every operation of a store is counted, with what became of it and how long it took."""
 
 import asyncio
-import contextlib
 import inspect
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -77,19 +75,19 @@ def test_there_is_no_operation_that_is_not_counted() -> None:
 async def test_what_fails_is_counted_as_what_it_is(
     store: ResponseStore, database: Database, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with database.transaction() as connection:
+    async def drop(connection: AsyncConnection) -> None:
         await connection.execute(text("DROP TABLE response_events"))
+
+    await database.write(drop)
     with pytest.raises(Unavailable):
         await store.last_event("a")
     assert count(registry, "last_event", "unavailable") == 1 and count(registry, "last_event") is None
     never = asyncio.Event()
 
-    @contextlib.asynccontextmanager
-    async def reading() -> AsyncIterator[AsyncConnection]:
+    async def read(query: object) -> None:
         await never.wait()
-        yield  # type: ignore[misc]
 
-    monkeypatch.setattr(database, "reading", reading)
+    monkeypatch.setattr(database, "read", read)
     getting = asyncio.create_task(store.get("a", "ada"))
     await asyncio.sleep(0)
     getting.cancel()

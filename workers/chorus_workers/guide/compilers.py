@@ -6,7 +6,7 @@ late. So slow grammars don't keep quick ones waiting, and there is an end to the
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Generic, TypeVar
@@ -54,7 +54,7 @@ class Compilers(Generic[Result]):
     def submit(self, compilation: Compilation[Result]) -> None:
         with self._lock:
             self._queue.append(compilation)
-            self._dispatch()
+        self._dispatch()
 
     def note_late(self) -> bool:
         """Notes which compilations have become late since the last time. Whether any has."""
@@ -63,7 +63,7 @@ class Compilers(Generic[Result]):
             late = [c for c in self._running if not c.is_late and c.began_at is not None and c.began_at <= end]
             for compilation in late:
                 compilation.is_late = True
-            self._dispatch()
+        self._dispatch()
         return bool(late)
 
     def close(self) -> None:
@@ -73,26 +73,39 @@ class Compilers(Generic[Result]):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _dispatch(self) -> None:
+        with self._lock:
+            started = [(each, self._threads.submit(each.compile, self._begin(each))) for each in self._take_places()]
+        # Not under the lock: what is done already is finished at once, by this thread.
+        for compilation, running in started:
+            running.add_done_callback(self._finish(compilation))
+
+    def _take_places(self) -> Iterator[Compilation[Result]]:
+        """Takes from the queue those that may run now."""
         while self._queue:
             num_late = sum(compilation.is_late for compilation in self._running)
             if len(self._running) - min(num_late, MAX_LATE) >= NUM_COMPILERS:
                 return
             compilation = self._queue.popleft()
             self._running.add(compilation)
-            running = self._threads.submit(compilation.compile, lambda c=compilation: self._begin(c))  # type: ignore[misc]
-            running.add_done_callback(lambda done, c=compilation: self._finish(c, done))  # type: ignore[misc]
+            yield compilation
 
-    def _begin(self, compilation: Compilation[Result]) -> None:
-        compilation.began_at = self._clock()
+    def _begin(self, compilation: Compilation[Result]) -> Callable[[], None]:
+        def begin() -> None:
+            compilation.began_at = self._clock()
 
-    def _finish(self, compilation: Compilation[Result], done: Future[Result]) -> None:
-        if done.cancelled():
-            compilation.future.cancel()
-            return
-        with self._lock:
-            self._running.remove(compilation)
+        return begin
+
+    def _finish(self, compilation: Compilation[Result]) -> Callable[[Future[Result]], None]:
+        def finish(done: Future[Result]) -> None:
+            if done.cancelled():
+                compilation.future.cancel()
+                return
+            with self._lock:
+                self._running.remove(compilation)
             self._dispatch()
-        if (error := done.exception()) is not None:
-            compilation.future.set_exception(error)
-        else:
-            compilation.future.set_result(done.result())
+            if (error := done.exception()) is not None:
+                compilation.future.set_exception(error)
+            else:
+                compilation.future.set_result(done.result())
+
+        return finish
