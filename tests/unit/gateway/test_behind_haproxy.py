@@ -109,34 +109,19 @@ async def test_a_client_that_reads_nothing_is_cut_off(proxy_port: int, engine: F
     engine.script = encode("<|channel|>final<|message|>" + " and then" * 90_000)
     engine.max_model_len = 200_000
     engine.tokens_per_message = 8
-    fields = {"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
     # Log probabilities make it too long for all buffers on the way.
-    body = json.dumps(fields | {"logprobs": True, "top_logprobs": 20}).encode()
-    _, waiting = await _connect(proxy_port)
-    waiting.close()
-    async with narrow_connection("127.0.0.1", proxy_port) as (_, writer):
-        writer.write(_head(body) + body)
-        await eventually(lambda: engine.num_running == 1)
-        await eventually(lambda: engine.num_running == 0)
-    assert engine.num_aborted == 1
+    await _read_nothing(proxy_port, engine, logprobs=True, top_logprobs=20)
 
 
 async def test_what_a_client_does_not_take_from_the_kernel_ends_too(
     server_url: str, tmp_path: Path, engine: FakeEngineClient
 ) -> None:
-    """As where its network is gone: all that was sent so far is on its way, HAProxy has nothing that waits."""
+    """As where its network is gone: after the kernel's time, long before HAProxy's own and the gateway's."""
     engine.script = encode("<|channel|>final<|message|>" + " and then" * 90_000)
     engine.max_model_len = 200_000
-    body = json.dumps({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}], "stream": True}).encode()
     gateway = httpx.URL(server_url).netloc.decode()
     async with proxy(tmp_path, gateway, client_timeout_s=60, user_timeout_s=1) as port:
-        _, waiting = await _connect(port)
-        waiting.close()
-        async with narrow_connection("127.0.0.1", port) as (_, writer):
-            writer.write(_head(body) + body)
-            await eventually(lambda: engine.num_running == 1)
-            await eventually(lambda: engine.num_running == 0)
-    assert engine.num_aborted == 1
+        await _read_nothing(port, engine)
 
 
 async def test_a_grpc_client_that_reads_nothing_is_cut_off(
@@ -181,6 +166,19 @@ def test_serves_own_configuration_has_the_lines_that_the_launcher_looks_for() ->
     assert re.search(r"^ *option abortonclose$", HAPROXY_CONFIG_TEMPLATE, re.M)
     assert re.search(r"^ *bind .*frontend_port }}$", HAPROXY_CONFIG_TEMPLATE, re.M)
     assert re.search(r"^ *bind .*grpc_frontend_port }} proto h2$", HAPROXY_CONFIG_TEMPLATE, re.M)
+
+
+async def _read_nothing(port: int, engine: FakeEngineClient, **fields: object) -> None:
+    """Asks for a stream and reads none of it; its request ends."""
+    message = {"role": "user", "content": "Hi"}
+    body = json.dumps({"model": "fake-model", "messages": [message], "stream": True, **fields}).encode()
+    _, waiting = await _connect(port)
+    waiting.close()
+    async with narrow_connection("127.0.0.1", port) as (_, writer):
+        writer.write(_head(body) + body)
+        await eventually(lambda: engine.num_running == 1)
+        await eventually(lambda: engine.num_running == 0)
+    assert engine.num_aborted == 1
 
 
 def _head(body: bytes) -> bytes:

@@ -8,7 +8,7 @@ from threading import Lock
 import llguidance
 
 from chorus_vocabulary import NUM_TEXT_TOKENS
-from chorus_vocabulary.token_table import SPECIAL_NAMES, SPLIT_PATTERN, load_token_table
+from chorus_vocabulary.token_table import SPECIAL_NAMES, SPLIT_PATTERN, token_bytes
 
 _END = "<|end of text|>"
 _MARKUP = re.compile(r"<\|([a-z]+)\|>")
@@ -21,12 +21,7 @@ def build_tokenizer(token_ids: Sequence[int]) -> tuple[llguidance.LLTokenizer, i
 
     Behind the tokens it numbers the bytes that none of them spells alone, which merges begin with.
     """
-    table = load_token_table()
-    numbers = {
-        table.blob[table.offsets[token_id] : table.offsets[token_id + 1]]: number
-        for number, token_id in enumerate(token_ids)
-        if token_id < NUM_TEXT_TOKENS
-    }
+    numbers = {token_bytes(token_id): number for number, token_id in enumerate(token_ids) if token_id < NUM_TEXT_TOKENS}
     end = len(token_ids)
     for byte in map(int.to_bytes, range(256)):
         if byte not in numbers:

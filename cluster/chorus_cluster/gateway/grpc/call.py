@@ -8,7 +8,6 @@ and two tracebacks in the log, so it is raised only there.
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
@@ -17,10 +16,11 @@ import grpc
 from google.protobuf.message import Message
 
 from chorus_cluster.auth.keys import Scope
-from chorus_cluster.errors import ChorusError, ClientTooSlow, InvalidRequest, PayloadTooLarge, to_client_error
+from chorus_cluster.errors import ChorusError, ClientTooSlow, PayloadTooLarge, to_client_error
 from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
 from chorus_cluster.gateway.choices import close_all
+from chorus_cluster.gateway.deadline import TIMEOUT_FIELD, deadline_of
 from chorus_cluster.gateway.grpc.service import Malformed
 from chorus_cluster.gateway.grpc.status import DETAILS_KEY, status_details
 from chorus_cluster.gateway.openai.parse import DEFAULT_MAX_BODY_BYTES
@@ -31,8 +31,6 @@ from chorus_cluster.gateway.stream import ChatStream
 
 logger = logging.getLogger(__name__)
 
-# As HTTP's header of that name, for callers whose own deadline doesn't reach us: Serve doesn't tell it.
-TIMEOUT_METADATA = "x-request-timeout-s"
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
 
@@ -160,18 +158,13 @@ class Call:
 
     def deadline_unix_s(self) -> float | None:
         """Seconds since the epoch by which the answer must be whole; None: no limit is known."""
-        text = self._metadata.get(TIMEOUT_METADATA)
-        if text is None:
-            # grpc.aio knows the call's own deadline; under Serve, its end cancels this method.
-            remaining = getattr(self._context, "time_remaining", lambda: None)()
-            return None if remaining is None else time.time() + remaining
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = math.nan
-        if not 0 < seconds < math.inf:
-            raise InvalidRequest(TIMEOUT_METADATA, "must be a positive number of seconds")
-        return time.time() + seconds
+        # For callers whose own deadline doesn't reach us: Serve doesn't tell it.
+        text = self._metadata.get(TIMEOUT_FIELD)
+        if text is not None:
+            return deadline_of(text)
+        # grpc.aio knows the call's own deadline; under Serve, its end cancels this method.
+        remaining = getattr(self._context, "time_remaining", lambda: None)()
+        return None if remaining is None else time.time() + remaining
 
     def owner(self, access: Access) -> str:
         """Whose call it is. Errors: `Unauthenticated`, `PermissionDenied`."""

@@ -1,8 +1,6 @@
 """The HTTP surface: chat completions, responses, completions and models as OpenAI's, the tokenizer as vLLM's, health,
 metrics, and the OpenAPI pages."""
 
-import math
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,9 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from chorus_cluster.errors import ChorusError, InvalidRequest, ModelNotFound
+from chorus_cluster.errors import ChorusError, ModelNotFound
 from chorus_cluster.gateway.access import Access
 from chorus_cluster.gateway.chat import ChatService
+from chorus_cluster.gateway.deadline import TIMEOUT_FIELD, deadline_of
 from chorus_cluster.gateway.http.access import OPEN_PATHS, OWNER, AccessMiddleware
 from chorus_cluster.gateway.http.generation import GenerationResponse
 from chorus_cluster.gateway.http.io import RequestMiddleware, error_response, json_response, read_body
@@ -38,8 +37,6 @@ from chorus_cluster.gateway.responses.service import ResponsesService
 from chorus_cluster.gateway.slow_clients import DEFAULT_CLIENT_TIMEOUT_S
 from chorus_protos.v1 import engine_pb2
 
-TIMEOUT_HEADER = "x-request-timeout-s"
-
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": wire.ErrorBody, "description": "The request can't be served as it is; `param` names the field."},
     401: {"model": wire.ErrorBody, "description": "No API key, or none that is in force, where keys are asked for."},
@@ -50,7 +47,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     429: {"model": wire.ErrorBody, "description": "All queues are full; Retry-After says when to come back."},
     500: {"model": wire.ErrorBody, "description": "The request failed."},
     503: {"model": wire.ErrorBody, "description": "No worker can take the request."},
-    504: {"model": wire.ErrorBody, "description": f"The time that {TIMEOUT_HEADER} gave has passed."},
+    504: {"model": wire.ErrorBody, "description": f"The time that {TIMEOUT_FIELD} gave has passed."},
 }
 # The schemas that no route's annotations name: bodies that we read ourselves, and chunks.
 _UNNAMED_SCHEMAS: dict[str, type[BaseModel]] = {
@@ -62,7 +59,7 @@ _UNNAMED_SCHEMAS: dict[str, type[BaseModel]] = {
 }
 _KEY_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 403)}
 _TIMEOUT_PARAMETER = {
-    "name": TIMEOUT_HEADER,
+    "name": TIMEOUT_FIELD,
     "in": "header",
     "description": "Seconds after which the request ends, answered or not.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
@@ -153,16 +150,8 @@ def _add_completion_route(app: FastAPI, service: ChatService, max_body_bytes: in
 
 def _deadline(request: Request) -> float | None:
     """Seconds since the epoch by which the answer must be whole; None: no limit."""
-    text = request.headers.get(TIMEOUT_HEADER)
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InvalidRequest(TIMEOUT_HEADER, "must be a positive number of seconds")
-    return time.time() + seconds
+    text = request.headers.get(TIMEOUT_FIELD)
+    return None if text is None else deadline_of(text)
 
 
 def _add_model_routes(app: FastAPI, service: ChatService) -> None:
